@@ -1,0 +1,308 @@
+// Engine: the only file that sees both halves of the runtime. A step is take the inbox, schedule,
+// compute, sample, commit, publish. The inbox is what other threads wrote since the last step.
+#include "mmengine/engine.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "api/load.h"
+#include "base/check.h"
+#include "runtime/model_runner.h"
+#include "runtime/scheduler.h"
+
+namespace mmengine {
+namespace {
+
+constexpr int kMaxWaiting = 16384;  // requests
+
+// One round of splitmix64: spreads the seeds of requests that were given none.
+std::uint64_t mix(std::uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+std::uint64_t system_seed() {
+  std::random_device device;
+  return (static_cast<std::uint64_t>(device()) << 32) | device();
+}
+
+}  // namespace
+
+struct Engine::Impl {
+  explicit Impl(LoadedModel loaded)
+      : info(std::move(loaded.info)),
+        memory(std::move(loaded.memory)),
+        description(std::move(loaded.description)),
+        threads(loaded.threads),
+        base_seed(loaded.seed ? *loaded.seed : system_seed()),
+        limits(loaded.plan.limits),
+        cache(loaded.plan.num_blocks, loaded.plan.kv.block_tokens),
+        scheduler({limits, limits.context_tokens, loaded.plan.prefill_chunk}, cache),
+        runner(std::make_unique<ModelRunner>(loaded.plan, std::move(loaded.rank))) {
+    snapshot();
+  }
+
+  struct Ending {
+    RequestId id;
+    FinishReason reason;
+  };
+
+  bool step(const Sink& sink);
+  void take_inbox(const Sink& sink);
+  void compute(const Sink& sink);
+  void publish(const Output& output, const StepResult& result, const Sink& sink);
+  void publish_end(const Sequence& sequence, const Sink& sink);
+  void snapshot();
+
+  ModelInfo info;
+  MemoryPlan memory;
+  std::string description;
+  int threads;
+  std::uint64_t base_seed;
+  StepLimits limits;
+  const pid_t process = ::getpid();
+
+  std::mutex step_mutex;  // held by the thread that steps or closes
+  KvCache cache;
+  Scheduler scheduler;
+  std::unique_ptr<ModelRunner> runner;
+  SampleLists lists;
+  std::vector<TokenLogprob> logprobs;
+  std::int64_t steps = 0, prompt_tokens = 0, generated_tokens = 0;
+
+  mutable std::mutex inbox_mutex;  // guards what follows; never held while computing
+  std::vector<std::unique_ptr<Sequence>> submitted;
+  std::vector<Ending> endings;
+  RequestId next_id = 1;
+  EngineStats stats;
+  std::string death;  // why no further work is taken
+  std::atomic<bool> dead = false;
+};
+
+// ---- a step --------------------------------------------------------------------------------
+
+bool Engine::Impl::step(const Sink& sink) {
+  take_inbox(sink);
+  compute(sink);
+  scheduler.reap();
+  snapshot();
+  const std::lock_guard lock(inbox_mutex);
+  return !scheduler.idle() || !submitted.empty() || !endings.empty();
+}
+
+void Engine::Impl::take_inbox(const Sink& sink) {
+  std::vector<std::unique_ptr<Sequence>> arrived;
+  std::vector<Ending> ended;
+  {
+    const std::lock_guard lock(inbox_mutex);
+    arrived.swap(submitted);
+    ended.swap(endings);
+  }
+  for (auto& sequence : arrived) {
+    prompt_tokens += sequence->num_prompt_tokens;
+    scheduler.submit(std::move(sequence));
+  }
+  for (const Ending& ending : ended) {
+    if (const Sequence* sequence = scheduler.end(ending.id, ending.reason)) {
+      publish_end(*sequence, sink);
+    }
+  }
+}
+
+void Engine::Impl::compute(const Sink& sink) {
+  const Schedule schedule = scheduler.schedule();
+  if (schedule.empty()) return;
+  const bool with_logits = std::any_of(schedule.spans.begin(), schedule.spans.end(),
+                                       [](const Span& span) { return span.sequence->logits; });
+  const Batch batch = make_batch(schedule, limits, runner->step_input());
+  runner->enqueue(batch);
+  runner->sample(make_sample_input(schedule, lists));
+  const StepResult& result = runner->collect(with_logits);
+  const std::vector<Output> outputs = scheduler.commit(schedule, result);
+  ++steps;
+  for (const Output& output : outputs) generated_tokens += output.num_tokens;
+  for (const Output& output : outputs) publish(output, result, sink);
+}
+
+void Engine::Impl::publish(const Output& output, const StepResult& result, const Sink& sink) {
+  const Sequence& sequence = *output.sequence;
+  StepOutput out;
+  out.id = sequence.id;
+  out.finish = sequence.finish;
+  out.usage = {sequence.num_prompt_tokens, sequence.num_generated()};
+  if (output.num_tokens > 0) {
+    out.token_ids = &sequence.tokens.back();
+    out.num_tokens = 1;
+    const int alternatives = sequence.sampling.logprobs;
+    if (alternatives >= 0) {
+      const std::ptrdiff_t top = static_cast<std::ptrdiff_t>(output.row) * kMaxLogprobs;
+      logprobs.clear();
+      logprobs.push_back({result.out.id[output.row], result.out.logprob[output.row]});
+      for (int i = 0; i < alternatives; ++i) {
+        logprobs.push_back({result.out.top_id[top + i], result.out.top_logprob[top + i]});
+      }
+      out.logprobs = logprobs.data();
+      out.num_logprobs = logprobs.size();
+    }
+  }
+  if (output.num_logits_rows > 0) {
+    out.logits = result.logits + output.first_logits * info.vocab_size;
+    out.num_logits_rows = static_cast<std::size_t>(output.num_logits_rows);
+  }
+  sink(out);
+}
+
+void Engine::Impl::publish_end(const Sequence& sequence, const Sink& sink) {
+  StepOutput out;
+  out.id = sequence.id;
+  out.finish = sequence.finish;
+  out.usage = {sequence.num_prompt_tokens, sequence.num_generated()};
+  sink(out);
+}
+
+void Engine::Impl::snapshot() {
+  EngineStats now;
+  now.steps = steps;
+  now.prompt_tokens = prompt_tokens;
+  now.generated_tokens = generated_tokens;
+  now.preemptions = scheduler.preemptions();
+  now.kv_blocks_total = cache.total_blocks();
+  now.kv_blocks_free = cache.free_blocks();
+  now.kv_blocks_used = cache.used_blocks();
+  now.requests_running = scheduler.num_running();
+  now.requests_waiting = scheduler.num_waiting();
+  const std::lock_guard lock(inbox_mutex);
+  stats = now;
+}
+
+// ---- the public face -----------------------------------------------------------------------
+
+Engine Engine::load(const std::string& directory, const EngineOptions& options) {
+  return Engine(std::make_unique<Impl>(load_model(directory, options)));
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::Engine(Engine&&) noexcept = default;
+Engine& Engine::operator=(Engine&&) noexcept = default;
+
+Engine::~Engine() {
+  // In a forked child the pool's threads do not exist: joining them would wait for ever.
+  if (impl_ && impl_->process != ::getpid()) static_cast<void>(impl_.release());
+}
+
+Engine::Impl& Engine::live() const {
+  if (!impl_) fail(ErrorCode::engine_dead, "engine", "it was moved from");
+  if (impl_->process != ::getpid()) {
+    fail(ErrorCode::fork, "engine",
+         "it was loaded before fork() and cannot be used in the child process; load it there, or "
+         "start the process with the \"spawn\" method");
+  }
+  if (impl_->dead) {
+    const std::lock_guard lock(impl_->inbox_mutex);
+    fail(ErrorCode::engine_dead, "engine", impl_->death);
+  }
+  return *impl_;
+}
+
+RequestId Engine::submit(Request request) {
+  Impl& impl = live();
+  validate_request(request, impl.info, impl.limits.context_tokens);
+  auto sequence = std::make_unique<Sequence>();
+  sequence->tokens = std::move(request.token_ids);
+  sequence->num_prompt_tokens = static_cast<int>(sequence->tokens.size());
+  sequence->logits = request.logits;
+  sequence->sampling = std::move(request.sampling);
+  sequence->stop_ids = sequence->sampling.stop_token_ids;
+  if (!sequence->sampling.ignore_eos) {
+    sequence->stop_ids.insert(sequence->stop_ids.end(), impl.info.eos_ids.begin(),
+                              impl.info.eos_ids.end());
+  }
+  const std::lock_guard lock(impl.inbox_mutex);
+  const auto waiting = static_cast<std::size_t>(impl.stats.requests_waiting);
+  if (waiting + impl.submitted.size() >= kMaxWaiting) {
+    throw Error(ErrorCode::overloaded, "engine",
+                str(kMaxWaiting, " requests are waiting already; try again later"),
+                {.reason = "queue_full", .retry_after = 1.0});
+  }
+  sequence->id = impl.next_id++;
+  sequence->seed = sequence->sampling.seed.value_or(mix(impl.base_seed ^ mix(sequence->id)));
+  const RequestId id = sequence->id;
+  impl.submitted.push_back(std::move(sequence));
+  return id;
+}
+
+void Engine::cancel(RequestId id) {
+  Impl& impl = live();
+  const std::lock_guard lock(impl.inbox_mutex);
+  impl.endings.push_back({id, FinishReason::cancelled});
+}
+
+void Engine::finish(RequestId id) {
+  Impl& impl = live();
+  const std::lock_guard lock(impl.inbox_mutex);
+  impl.endings.push_back({id, FinishReason::stop});
+}
+
+bool Engine::step(const Sink& sink) {
+  Impl& impl = live();
+  const std::unique_lock stepping(impl.step_mutex, std::try_to_lock);
+  if (!stepping) fail(ErrorCode::usage, "engine", "step is called by two threads at once");
+  if (impl.dead) live();  // closed while this thread waited
+  try {
+    return impl.step(sink);
+  } catch (const Error& error) {
+    // What the sink throws is the host's own affair; a failed check inside ends the engine.
+    if (error.code() == ErrorCode::engine_dead) {
+      const std::lock_guard lock(impl.inbox_mutex);
+      impl.death = error.what();
+      impl.dead = true;
+    }
+    throw;
+  }
+}
+
+void Engine::run(const Sink& sink) {
+  while (step(sink)) {
+  }
+}
+
+EngineStats Engine::stats() const {
+  Impl& impl = live();
+  const std::lock_guard lock(impl.inbox_mutex);
+  EngineStats stats = impl.stats;
+  stats.requests_waiting += static_cast<int>(impl.submitted.size());
+  return stats;
+}
+
+const MemoryPlan& Engine::plan() const { return live().memory; }
+const ModelInfo& Engine::info() const { return live().info; }
+std::string Engine::description() const { return live().description; }
+int Engine::threads() const { return live().threads; }
+
+double Engine::measure_read_bandwidth() {
+  Impl& impl = live();
+  const std::lock_guard stepping(impl.step_mutex);
+  if (impl.dead) live();
+  return impl.runner->backend().measure_read_bandwidth();
+}
+
+void Engine::close() {
+  if (!impl_ || impl_->process != ::getpid()) return;
+  {
+    const std::lock_guard lock(impl_->inbox_mutex);
+    if (impl_->death.empty()) impl_->death = "it was closed";
+    impl_->dead = true;
+  }
+  const std::lock_guard stepping(impl_->step_mutex);  // waits for the step that runs
+  impl_->runner.reset();
+}
+
+}  // namespace mmengine

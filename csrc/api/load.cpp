@@ -1,0 +1,137 @@
+#include "api/load.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "base/check.h"
+#include "base/memory.h"
+#include "mmengine/engine.h"
+
+namespace mmengine {
+namespace {
+
+BackendKind backend_kind(const std::string& device) {
+  if (device == "auto" || device == "cpu") return BackendKind::cpu;
+  if (device == "ref") return BackendKind::ref;
+  if (device == "cuda" || device.rfind("cuda:", 0) == 0) {
+    fail(ErrorCode::unsupported_model, "device",
+         "this build of mmengine has no CUDA backend; use device cpu");
+  }
+  fail(ErrorCode::usage, "device", "expected auto, cpu or ref, got ", printable(device));
+}
+
+FormatWish format_wish(WeightDtype dtype) {
+  switch (dtype) {
+    case WeightDtype::f32:
+      return FormatWish::f32;
+    case WeightDtype::bf16:
+      return FormatWish::bf16;
+    case WeightDtype::fp8:
+      return FormatWish::fp8;
+    case WeightDtype::automatic:
+      break;
+  }
+  return FormatWish::stored;
+}
+
+const char* format_name(WeightFormat format) {
+  constexpr std::array<const char*, 3> names = {"f32", "bf16", "fp8"};
+  return names[static_cast<std::size_t>(format)];
+}
+
+// The format that most weights have; an embedding table may differ from the rest.
+WeightFormat main_format(const WeightPlan& plan) {
+  const auto found =
+      std::find_if(plan.weights.begin(), plan.weights.end(),
+                   [](const WeightEntry& entry) { return entry.spec.role == Role::qkv_proj; });
+  return found->spec.format;
+}
+
+ModelInfo describe(const ModelConfig& config, const Checkpoint& checkpoint,
+                   std::vector<std::string> warnings) {
+  ModelInfo info;
+  info.architecture = config.architecture;
+  info.layout = checkpoint.layout();
+  info.hidden_size = config.hidden_size;
+  info.intermediate_size = config.intermediate_size;
+  info.vocab_size = config.vocab_size;
+  info.num_layers = config.num_layers;
+  info.num_heads = config.num_heads;
+  info.num_kv_heads = config.num_kv_heads;
+  info.head_dim = config.head_dim;
+  info.max_context = config.max_context;
+  info.rope_theta = config.rope.theta;
+  info.norm_eps = config.norm_eps;
+  info.tied_embeddings = !checkpoint.has("lm_head");
+  for (const std::int32_t id : config.eos_ids) {
+    if (id >= 0 && id < config.vocab_size) {
+      info.eos_ids.push_back(id);
+    } else {
+      warnings.push_back(str("the config's ending token ", id, " is outside the vocabulary of ",
+                             config.vocab_size, " and is ignored"));
+    }
+  }
+  info.weight_dtype = dtype_name(checkpoint.tensor("layers.0.q_proj").dtype);
+  info.weights_bytes = static_cast<std::int64_t>(checkpoint.bytes());
+  info.warnings = std::move(warnings);
+  for (const std::string& warning : checkpoint.warnings()) info.warnings.push_back(warning);
+  return info;
+}
+
+}  // namespace
+
+LoadedModel load_model(const std::string& directory, const EngineOptions& options) {
+  BackendOptions backend_options;
+  backend_options.kind = backend_kind(options.device);
+  backend_options.threads = options.threads;
+  backend_options.instruction_set = options.instruction_set;
+  if (options.threads < 0 || options.threads > 1024) {
+    fail(ErrorCode::usage, "threads", "expected 1 to 1024, or 0 for all, got ", options.threads);
+  }
+  std::vector<std::string> warnings;
+  const ModelConfig config = read_config(directory, warnings);
+  const Checkpoint checkpoint = Checkpoint::open(directory, config.num_layers);
+  std::unique_ptr<Backend> backend = make_backend(backend_options);
+
+  PlanOptions plan_options;
+  plan_options.backend = backend_options.kind;
+  plan_options.threads = backend->threads();
+  plan_options.weights = format_wish(options.weight_dtype);
+  plan_options.kv_dtype = options.kv_dtype;
+  plan_options.max_context = options.max_context;
+  plan_options.max_batch = options.max_batch;
+  plan_options.prefill_chunk = options.prefill_chunk;
+  plan_options.kv_blocks = options.kv_blocks;
+  plan_options.memory_bytes =
+      options.memory_bytes > 0 ? options.memory_bytes : available_memory_bytes();
+
+  LoadedModel model;
+  model.plan = make_plan(config, checkpoint, plan_options);
+  model.info = describe(config, checkpoint, std::move(warnings));
+  model.info.weight_dtype = format_name(main_format(model.plan.decoder));
+  model.memory = describe(model.plan, checkpoint);
+  model.description = backend->describe();
+  model.threads = backend->threads();
+  model.seed = options.seed;
+  model.rank = std::make_unique<Rank>(model.plan, config, checkpoint, std::move(backend),
+                                      LoadOptions{options.allow_nonfinite, options.progress});
+  return model;
+}
+
+ModelInfo inspect(const std::string& directory) {
+  std::vector<std::string> warnings;
+  const ModelConfig config = read_config(directory, warnings);
+  const Checkpoint checkpoint = Checkpoint::open(directory, config.num_layers);
+  ModelInfo info = describe(config, checkpoint, std::move(warnings));
+  for (const std::string& name : checkpoint.names()) {
+    const HostTensor tensor = checkpoint.tensor(name);
+    const auto rank = static_cast<std::size_t>(tensor.shape.rank);
+    info.tensors.push_back({name,
+                            dtype_name(tensor.dtype),
+                            {tensor.shape.dims.begin(), tensor.shape.dims.begin() + rank}});
+  }
+  return info;
+}
+
+}  // namespace mmengine

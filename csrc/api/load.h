@@ -1,0 +1,30 @@
+// The parts of Engine that do not touch a running engine: opening a model under given options,
+// describing a checkpoint, and checking a request.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "mmengine/types.h"
+#include "runtime/plan.h"
+#include "runtime/rank.h"
+
+namespace mmengine {
+
+struct LoadedModel {
+  ModelInfo info;
+  MemoryPlan memory;
+  std::string description;
+  int threads = 0;
+  std::optional<std::uint64_t> seed;
+  Plan plan;
+  std::unique_ptr<Rank> rank;
+};
+
+LoadedModel load_model(const std::string& directory, const EngineOptions& options);
+
+// Error{request} naming the field, the value and the range.
+void validate_request(const Request& request, const ModelInfo& info, std::int64_t max_context);
+
+}  // namespace mmengine

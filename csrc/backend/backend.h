@@ -1,0 +1,114 @@
+// Backend: one device. Its ops are the stages of a layer, each checked once here and then done by
+// do_<op>, so that every backend refuses with the same words and fuses inside a stage as it likes.
+// All ops run in call order. One thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/buffer.h"
+#include "backend/traits.h"
+#include "kernels/params.h"
+
+namespace mmengine {
+
+struct HostTensor {  // borrowed from a Checkpoint
+  const void* data = nullptr;
+  DType dtype = DType::bf16;
+  Shape shape;
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// Element i as f32. A file may have its tensors at any byte, so data need not be aligned.
+inline float read_element(const HostTensor& tensor, std::int64_t i) {
+  const auto load = [&]<class T>(T value) {
+    std::memcpy(
+        &value,
+        static_cast<const std::byte*>(tensor.data) + i * static_cast<std::int64_t>(sizeof(T)),
+        sizeof(T));
+    return value;
+  };
+  switch (tensor.dtype) {
+    case DType::f32:
+      return load(float{});
+    case DType::bf16:
+      return bf16_to_f32(load(std::uint16_t{}));
+    case DType::f16:
+      return f16_to_f32(load(std::uint16_t{}));
+    default:
+      return e4m3_to_f32(load(std::uint8_t{}));
+  }
+}
+
+// Rotary pairs of a head: (j, j + head_dim / 2), or adjacent (2j, 2j + 1) as in Mistral's files.
+// Inside the engine all is half-split: pack reorders the rows of q and k (model-spec 1.4).
+enum class RowOrder : std::uint8_t { half_split, interleaved };
+
+struct HostWeight {  // the parts of one packed weight: q, k, v or gate, up or a single matrix
+  struct Part {
+    HostTensor weight;        // [rows, k] f32, bf16, f16 or e4m3
+    HostTensor weight_scale;  // of e4m3: f32 or bf16, one or [rows]; value = code * scale
+    RowOrder rows = RowOrder::half_split;
+    std::string source;  // "FILE: TENSOR", for messages
+  };
+  std::vector<Part> parts;
+  bool allow_nonfinite = false;
+};
+
+struct BackendOptions {
+  BackendKind kind = BackendKind::cpu;
+  int threads = 0;  // 0 = the processors this process may use
+  // cpu: "" = the best that this machine has; "scalar", "avx2" ask for one (tests compare them).
+  std::string instruction_set;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual const BackendTraits& traits() const = 0;
+  virtual int threads() const = 0;
+  virtual std::string describe() const = 0;  // "cpu, avx2, 2 threads"
+
+  virtual Buffer allocate(std::size_t bytes) = 0;
+  virtual void set_scratch(TensorView scratch) = 0;  // traits().scratch_bytes(...) bytes
+  virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
+  virtual void download(void* host, const void* device, std::size_t bytes) = 0;
+  // Bytes per second at which all threads together read memory no cache holds; about a second.
+  virtual double measure_read_bandwidth() = 0;
+
+  // Converts to spec.format, reorders rotary rows and packs into target (packed_bytes). To fp8:
+  // scale = max|row| / 448 (1 for a row of zeros), code = e4m3(w / scale). Throws
+  // Error{model_format, "non_finite"} naming source and element unless allow_nonfinite, in which
+  // case NaN and infinity reach the outputs they belong to.
+  Weight pack(const HostWeight& host, const WeightSpec& spec, TensorView target);
+
+  void begin(const BeginParams& p);
+  void embed(const EmbedParams& p);
+  void norm_qkv_rope_store(const NormQkvRopeStoreParams& p);
+  void attention(const AttentionParams& p);
+  void linear_residual(const LinearResidualParams& p);
+  void norm_gate_up_silu(const NormGateUpSiluParams& p);
+  void logits(const LogitsParams& p);
+  void sample(const SampleParams& p);
+  void accept(const AcceptParams& p);
+
+ private:
+  virtual Weight do_pack(const HostWeight&, const WeightSpec&, TensorView) = 0;
+  virtual void do_begin(const BeginParams&) = 0;
+  virtual void do_embed(const EmbedParams&) = 0;
+  virtual void do_norm_qkv_rope_store(const NormQkvRopeStoreParams&) = 0;
+  virtual void do_attention(const AttentionParams&) = 0;
+  virtual void do_linear_residual(const LinearResidualParams&) = 0;
+  virtual void do_norm_gate_up_silu(const NormGateUpSiluParams&) = 0;
+  virtual void do_logits(const LogitsParams&) = 0;
+  virtual void do_sample(const SampleParams&) = 0;
+  virtual void do_accept(const AcceptParams&) = 0;
+};
+
+// Error{usage} when the machine lacks the instruction set that was asked for.
+std::unique_ptr<Backend> make_backend(const BackendOptions& options);
+
+}  // namespace mmengine

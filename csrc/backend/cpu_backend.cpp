@@ -1,0 +1,346 @@
+#include "backend/cpu_backend.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "backend/cpu_attention.h"
+#include "backend/row_reader.h"
+#include "base/check.h"
+#include "base/memory.h"
+
+namespace mmengine {
+namespace {
+
+using cpu::kBlockRows;
+
+// Scratch of GEMM tasks: per thread a tile of sums and a widened panel.
+struct GemmScratch {
+  std::int64_t tile_floats, panel_floats;
+  float *tiles, *panels;
+  GemmScratch(Carver& carver, std::int64_t rows, int threads)
+      : tile_floats(std::min<std::int64_t>(rows, cpu::kTaskRows) * kBlockRows),
+        panel_floats(cpu::kPanelFloats),
+        tiles(carver.floats(tile_floats * threads)),
+        panels(carver.floats(panel_floats * threads)) {}
+};
+
+// Rows are shared out in equal groups, whole register tiles of 6 as far as possible.
+std::int64_t group_rows(std::int64_t rows) {
+  const std::int64_t groups = (rows + cpu::kTaskRows - 1) / cpu::kTaskRows;
+  return std::min<std::int64_t>(cpu::round_up((rows + groups - 1) / groups, 6), cpu::kTaskRows);
+}
+
+template <class T>
+void store_head(const KvView& kv, std::byte* head, std::int64_t slot, const float* k,
+                const float* v, T (*convert)(float)) {
+  T* keys = reinterpret_cast<T*>(head);
+  T* values = keys + kv.head_dim * cpu::kBlockTokens + slot * cpu::padded_head(kv.head_dim);
+  for (std::int64_t i = 0; i < kv.head_dim; ++i) {
+    keys[i * cpu::kBlockTokens + slot] = convert(k[i]);
+    values[i] = convert(v[i]);
+  }
+}
+
+void rope_store_row(const NormQkvRopeStoreParams& p, std::int64_t r, float* qkv) {
+  const KvView& kv = p.kv;
+  const std::int64_t head_dim = kv.head_dim, width = p.q.shape[1];
+  const std::int64_t position = p.step.positions[r];
+  const float* cos = p.rope.cos + position * (head_dim / 2);
+  const float* sin = p.rope.sin + position * (head_dim / 2);
+  const std::int64_t rotated = width + kv.num_kv_heads * head_dim;
+  for (std::int64_t i = 0; i < rotated; i += head_dim) ref::rope(qkv + i, cos, sin, head_dim);
+  std::copy_n(qkv, width, p.q.as<float>() + r * p.q.row_stride);
+
+  const std::int64_t slot = p.step.slot[p.step.sequence[r]];
+  const std::int64_t block =
+      p.step.block_table[slot * p.step.max_blocks + position / cpu::kBlockTokens];
+  const auto element = static_cast<std::int64_t>(dtype_bytes(kv.dtype));
+  const std::int64_t in_block = position % cpu::kBlockTokens;
+  for (std::int64_t h = 0; h < kv.num_kv_heads; ++h) {
+    std::byte* head =
+        kv.data + block * kv.block_bytes + h * cpu::kv_head_elements(head_dim) * element;
+    const float* k = qkv + width + h * head_dim;
+    const float* v = k + kv.num_kv_heads * head_dim;
+    if (kv.dtype == DType::f32) {
+      store_head<float>(kv, head, in_block, k, v, [](float x) { return x; });
+    } else {
+      store_head<std::uint16_t>(kv, head, in_block, k, v, f32_to_bf16);
+    }
+  }
+}
+
+// out[k] = column `id % 32` of its packed block, with the row's scale.
+void gather_row(const Weight& table, std::int64_t id, float* out) {
+  const WeightSpec& spec = table.spec;
+  const std::int64_t first =
+      id / kBlockRows * kBlockRows * spec.k + cpu::weight_slot(spec.format, id % kBlockRows);
+  const auto gather = [&](auto* data, auto&& widen) {
+    for (std::int64_t k = 0; k < spec.k; ++k) out[k] = widen(data[first + k * kBlockRows]);
+  };
+  switch (spec.format) {
+    case WeightFormat::f32:
+      return gather(static_cast<const float*>(table.data), [](float x) { return x; });
+    case WeightFormat::bf16:
+      return gather(static_cast<const std::uint16_t*>(table.data), bf16_to_f32);
+    case WeightFormat::fp8: {
+      const float scale = table.scales[id];
+      return gather(static_cast<const std::uint8_t*>(table.data), [scale](std::uint8_t code) {
+        return e4m3_to_f32(code) / cpu::kScaleFactor * scale;
+      });
+    }
+  }
+}
+
+float* row_of(TensorView view, std::int64_t r) { return view.as<float>() + r * view.row_stride; }
+
+}  // namespace
+
+std::size_t CpuTraits::packed_bytes(const WeightSpec& spec) const {
+  return cpu::packed_bytes(spec);
+}
+
+std::size_t CpuTraits::kv_block_bytes(const KvSpec& spec) const {
+  return cpu::kv_block_bytes(spec.num_kv_heads, spec.head_dim, dtype_bytes(spec.dtype));
+}
+
+std::size_t CpuTraits::scratch_bytes(const ModelShape& shape, const StepLimits& limits,
+                                     int threads) const {
+  if (threads == 0) threads = available_processors();
+  const std::int64_t rows = std::max(limits.rows, limits.logits_rows);
+  Carver linear;  // the largest of the stages that multiply
+  linear.matrix(rows, shape.hidden_size);
+  linear.matrix(rows, (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim);
+  GemmScratch(linear, rows, threads);
+  Carver attention;
+  AttentionScratch(attention, shape.num_heads, shape.num_kv_heads, shape.head_dim, limits.rows,
+                   limits.context_tokens, threads);
+  return std::max(linear.bytes(), attention.bytes());
+}
+
+CpuBackend::CpuBackend(const cpu::Kernels& kernels, int threads)
+    : kernels_(kernels), pool_(threads), sampling_(static_cast<std::size_t>(pool_.threads())) {}
+
+std::string CpuBackend::describe() const {
+  return str("cpu, ", kernels_.name, ", ", threads(), threads() == 1 ? " thread" : " threads");
+}
+
+void CpuBackend::upload(void* device, const void* host, std::size_t bytes) {
+  if (bytes > 0) std::memcpy(device, host, bytes);
+}
+
+void CpuBackend::download(void* host, const void* device, std::size_t bytes) {
+  if (bytes > 0) std::memcpy(host, device, bytes);
+}
+
+double CpuBackend::measure_read_bandwidth() {
+  constexpr std::int64_t kMost = std::int64_t{512} << 20, kLeast = std::int64_t{64} << 20;
+  const std::int64_t quarter = available_memory_bytes() / 4;
+  const auto bytes = static_cast<std::size_t>(std::clamp(quarter, kLeast, kMost));
+  const Buffer buffer = allocate_host(bytes);
+  auto* data = static_cast<std::byte*>(buffer.data());
+  const std::size_t threads = static_cast<std::size_t>(pool_.threads());
+  const std::size_t share = bytes / threads / 4096 * 4096;
+  pool_.run([&](int t) {  // each page near the thread that reads it
+    std::memset(data + static_cast<std::size_t>(t) * share, 1, share);
+  });
+  double best = 0;
+  for (int pass = 0; pass < 8; ++pass) {
+    const auto start = std::chrono::steady_clock::now();
+    std::vector<std::uint64_t> seen(threads);
+    pool_.run([&](int t) {
+      const auto i = static_cast<std::size_t>(t);
+      seen[i] = kernels_.read(data + i * share, share);
+    });
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+    for (std::uint64_t s : seen) {
+      MM_CHECK(s == 1, "measure_read_bandwidth", "expected all bytes read, got ", s);
+    }
+    best = std::max(best, static_cast<double>(share * threads) / time.count());
+  }
+  return best;
+}
+
+Weight CpuBackend::do_pack(const HostWeight& host, const WeightSpec& spec, TensorView target) {
+  const RowReader reader(host, spec);
+  Weight weight{spec, DType::f32, target.data, nullptr};
+  auto* scales = reinterpret_cast<float*>(target.as<std::byte>() + cpu::data_bytes(spec));
+  if (spec.format == WeightFormat::fp8) weight.scales = scales;
+
+  const std::int64_t element = cpu::format_bytes(spec.format);
+  const auto scatter = [&](const std::byte* row, std::byte* block, std::int64_t lane) {
+    const std::int64_t slot = cpu::weight_slot(spec.format, lane);
+    for (std::int64_t k = 0; k < spec.k; ++k) {
+      std::memcpy(block + (k * kBlockRows + slot) * element, row + k * element,
+                  static_cast<std::size_t>(element));
+    }
+  };
+  pool_.parallel_for(cpu::packed_rows(spec) / kBlockRows,
+                     [&](std::int64_t begin, std::int64_t end, int) {
+                       std::vector<float> buffer;
+                       std::vector<std::byte> row(static_cast<std::size_t>(spec.k * element));
+                       for (std::int64_t b = begin; b < end; ++b) {
+                         std::byte* block = target.as<std::byte>() + b * cpu::block_bytes(spec);
+                         for (std::int64_t lane = 0; lane < kBlockRows; ++lane) {
+                           const std::int64_t source = cpu::source_row(spec, b, lane);
+                           float scale = 0;
+                           if (source >= 0) {
+                             scale = reader.read(source, row.data(), buffer);
+                           } else {
+                             std::fill(row.begin(), row.end(), std::byte{0});
+                           }
+                           scatter(row.data(), block, lane);
+                           if (weight.scales != nullptr)
+                             scales[b * kBlockRows + lane] = scale * cpu::kScaleFactor;
+                         }
+                       }
+                     });
+  return weight;
+}
+
+void CpuBackend::do_begin(const BeginParams& p) { ref::begin(p, cpu::kBlockTokens); }
+
+void CpuBackend::do_embed(const EmbedParams& p) {
+  const Weight& table = p.table;
+  for (int r = 0; r < p.step.rows; ++r) {
+    const std::int32_t id = p.step.ids[r];
+    MM_CHECK(id >= 0 && id < table.spec.n, "embed", "ids[", r, "]: expected 0 to ",
+             table.spec.n - 1, ", got ", id);
+  }
+  pool_.parallel_for(p.step.rows, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t r = begin; r < end; ++r) {
+      gather_row(table, p.step.ids[r], row_of(p.out, r));
+    }
+  });
+}
+
+void CpuBackend::norm_rows(TensorView x, const std::int32_t* rows, const Norm& norm,
+                           TensorView out) {
+  constexpr std::int64_t kRows = 8;  // per task: a wake-up costs more than a few rows
+  const std::int64_t count = out.shape[0];
+  pool_.parallel_for((count + kRows - 1) / kRows, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t r = begin * kRows; r < std::min(end * kRows, count); ++r) {
+      kernels_.rms_norm(row_of(x, rows != nullptr ? rows[r] : r), norm.gain.as<float>(), norm.eps,
+                        out.shape[1], row_of(out, r));
+    }
+  });
+}
+
+template <class Epilogue>
+void CpuBackend::gemm(TensorView x, const Weight& weight, Carver& carver, Epilogue&& epilogue) {
+  const std::int64_t rows = x.shape[0];
+  if (rows == 0) return;
+  const GemmScratch scratch(carver, rows, threads());
+  const std::int64_t per_group = group_rows(rows);
+  const std::int64_t groups = (rows + per_group - 1) / per_group;
+  const std::int64_t blocks = cpu::packed_rows(weight.spec) / kBlockRows;
+  pool_.parallel_for(groups * blocks, [&](std::int64_t begin, std::int64_t end, int thread) {
+    for (std::int64_t task = begin; task < end; ++task) {
+      const std::int64_t block = task % blocks, first = task / blocks * per_group;
+      const int count = static_cast<int>(std::min(per_group, rows - first));
+      float* tile = scratch.tiles + thread * scratch.tile_floats;
+      kernels_.gemm_tile(
+          {row_of(x, first), x.row_stride, count, weight.spec.k,
+           static_cast<const std::byte*>(weight.data) + block * cpu::block_bytes(weight.spec),
+           weight.spec.format, scratch.panels + thread * scratch.panel_floats, tile});
+      epilogue(block, first, count, static_cast<const float*>(tile));
+    }
+  });
+}
+
+namespace {
+
+// What most stages do with a tile: for every element inside the matrix, fn(row, column, sum).
+template <class Fn>
+void each_sum(const Weight& weight, std::int64_t block, std::int64_t first, int rows,
+              const float* tile, Fn&& fn) {
+  const std::int64_t column = block * kBlockRows;
+  const std::int64_t columns = std::min(kBlockRows, weight.spec.n - column);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const float* sums = tile + r * kBlockRows;
+    if (weight.scales == nullptr) {
+      for (std::int64_t j = 0; j < columns; ++j) fn(first + r, column + j, sums[j]);
+    } else {
+      const float* scales = weight.scales + column;
+      for (std::int64_t j = 0; j < columns; ++j) fn(first + r, column + j, sums[j] * scales[j]);
+    }
+  }
+}
+
+}  // namespace
+
+void CpuBackend::do_norm_qkv_rope_store(const NormQkvRopeStoreParams& p) {
+  Carver carver(scratch_);
+  const TensorView normed = carver.matrix(p.step.rows, p.qkv_proj.spec.k);
+  const TensorView qkv = carver.matrix(p.step.rows, p.qkv_proj.spec.n);
+  norm_rows(p.residual, nullptr, p.norm, normed);
+  gemm(normed, p.qkv_proj, carver,
+       [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
+         each_sum(p.qkv_proj, block, first, rows, tile,
+                  [&](std::int64_t r, std::int64_t n, float sum) { row_of(qkv, r)[n] = sum; });
+       });
+  constexpr std::int64_t kRows = 4;
+  const std::int64_t count = p.step.rows;
+  pool_.parallel_for((count + kRows - 1) / kRows, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t r = begin * kRows; r < std::min(end * kRows, count); ++r) {
+      rope_store_row(p, r, row_of(qkv, r));
+    }
+  });
+}
+
+void CpuBackend::do_attention(const AttentionParams& p) {
+  Carver carver(scratch_);
+  cpu_attention(p, kernels_, pool_, carver);
+}
+
+void CpuBackend::do_linear_residual(const LinearResidualParams& p) {
+  Carver carver(scratch_);
+  gemm(p.x, p.weight, carver,
+       [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
+         each_sum(
+             p.weight, block, first, rows, tile,
+             [&](std::int64_t r, std::int64_t n, float sum) { row_of(p.residual, r)[n] += sum; });
+       });
+}
+
+void CpuBackend::do_norm_gate_up_silu(const NormGateUpSiluParams& p) {
+  Carver carver(scratch_);
+  const Weight& weight = p.gate_up_proj;
+  const TensorView normed = carver.matrix(p.step.rows, weight.spec.k);
+  norm_rows(p.residual, nullptr, p.norm, normed);
+  constexpr std::int64_t kHalf = kBlockRows / 2;
+  gemm(normed, weight, carver,
+       [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
+         const std::int64_t column = block * kHalf;
+         const std::int64_t columns = std::min(kHalf, weight.spec.n / 2 - column);
+         const float* scales =
+             weight.scales != nullptr ? weight.scales + block * kBlockRows : nullptr;
+         for (std::int64_t r = 0; r < rows; ++r) {
+           kernels_.silu_mul(tile + r * kBlockRows, scales, columns,
+                             row_of(p.out, first + r) + column);
+         }
+       });
+}
+
+void CpuBackend::do_logits(const LogitsParams& p) {
+  Carver carver(scratch_);
+  const TensorView normed = carver.matrix(p.step.logits_rows, p.lm_head.spec.k);
+  norm_rows(p.residual, p.step.logits_row, p.norm, normed);
+  gemm(normed, p.lm_head, carver,
+       [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
+         each_sum(p.lm_head, block, first, rows, tile,
+                  [&](std::int64_t r, std::int64_t n, float sum) { row_of(p.out, r)[n] = sum; });
+       });
+}
+
+void CpuBackend::do_sample(const SampleParams& p) {
+  pool_.parallel_for(p.step.logits_rows, [&](std::int64_t begin, std::int64_t end, int thread) {
+    for (std::int64_t e = begin; e < end; ++e) {
+      ref::sample_row(p, e, sampling_[static_cast<std::size_t>(thread)]);
+    }
+  });
+}
+
+void CpuBackend::do_accept(const AcceptParams& p) { ref::accept(p); }
+
+}  // namespace mmengine

@@ -1,0 +1,153 @@
+#include "backend/ref_backend.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "backend/row_reader.h"
+#include "backend/scratch.h"
+#include "base/check.h"
+
+namespace mmengine {
+namespace {
+
+std::size_t element_bytes(WeightFormat format) {
+  return format == WeightFormat::f32 ? 4 : format == WeightFormat::bf16 ? 2 : 1;
+}
+
+std::size_t data_bytes(const WeightSpec& spec) {  // scales start on a cache line
+  const auto count = static_cast<std::size_t>(spec.n * spec.k);
+  return (count * element_bytes(spec.format) + 63) / 64 * 64;
+}
+
+TensorView row_of(TensorView view, std::int64_t r) { return view.rows(r, 1); }
+
+// out[i] = norm of row rows[i] of x, or of row i where rows is null
+void norm_rows(TensorView x, const std::int32_t* rows, const Norm& norm, TensorView out) {
+  for (std::int64_t i = 0; i < out.shape[0]; ++i) {
+    ref::rms_norm(row_of(x, rows != nullptr ? rows[i] : i).as<float>(), norm.gain.as<float>(),
+                  norm.eps, out.shape[1], row_of(out, i).as<float>());
+  }
+}
+
+}  // namespace
+
+std::size_t RefTraits::packed_bytes(const WeightSpec& spec) const {
+  const auto rows = static_cast<std::size_t>(spec.n);
+  return data_bytes(spec) + (spec.format == WeightFormat::fp8 ? rows * sizeof(float) : 0);
+}
+
+std::size_t RefTraits::kv_block_bytes(const KvSpec& spec) const {
+  const std::int64_t elements = 2 * spec.num_kv_heads * spec.head_dim * spec.block_tokens;
+  return static_cast<std::size_t>(elements) * dtype_bytes(spec.dtype);
+}
+
+std::size_t RefTraits::scratch_bytes(const ModelShape& shape, const StepLimits& limits,
+                                     int /*threads*/) const {
+  const std::int64_t rows = std::max(limits.rows, limits.logits_rows);
+  Carver carver;
+  carver.matrix(rows, shape.hidden_size);
+  carver.matrix(rows, std::max({(shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim,
+                                2 * shape.intermediate_size, shape.hidden_size}));
+  return std::max<std::size_t>(carver.bytes(),
+                               static_cast<std::size_t>(limits.context_tokens) * sizeof(float));
+}
+
+void RefBackend::upload(void* device, const void* host, std::size_t bytes) {
+  if (bytes > 0) std::memcpy(device, host, bytes);
+}
+
+void RefBackend::download(void* host, const void* device, std::size_t bytes) {
+  if (bytes > 0) std::memcpy(host, device, bytes);
+}
+
+double RefBackend::measure_read_bandwidth() {
+  constexpr std::size_t kWords = std::size_t{16} << 20;  // 128 MiB
+  const Buffer buffer = allocate_host(kWords * sizeof(std::uint64_t));
+  auto* words = static_cast<std::uint64_t*>(buffer.data());
+  std::fill_n(words, kWords, std::uint64_t{1});
+  double best = 0;
+  for (int pass = 0; pass < 3; ++pass) {
+    const auto start = std::chrono::steady_clock::now();
+    std::uint64_t sum = 0;
+    for (std::size_t i = 0; i < kWords; ++i) sum += words[i];
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+    MM_CHECK(sum == kWords, "measure_read_bandwidth", "expected the sum ", kWords, ", got ", sum);
+    best = std::max(best, static_cast<double>(buffer.bytes()) / time.count());
+  }
+  return best;
+}
+
+Weight RefBackend::do_pack(const HostWeight& host, const WeightSpec& spec, TensorView target) {
+  const RowReader reader(host, spec);
+  Weight weight{spec, DType::f32, target.data, nullptr};
+  auto* scales = reinterpret_cast<float*>(target.as<std::byte>() + data_bytes(spec));
+  if (spec.format == WeightFormat::fp8) weight.scales = scales;
+  std::vector<float> buffer;
+  for (std::int64_t n = 0; n < spec.n; ++n) {
+    const auto row_bytes = static_cast<std::int64_t>(element_bytes(spec.format)) * spec.k;
+    const float scale = reader.read(n, target.as<std::byte>() + n * row_bytes, buffer);
+    if (weight.scales != nullptr) scales[n] = scale;
+  }
+  return weight;
+}
+
+void RefBackend::do_begin(const BeginParams& p) { ref::begin(p, traits().block_tokens()); }
+
+void RefBackend::do_embed(const EmbedParams& p) { ref::embed(p); }
+
+void RefBackend::do_norm_qkv_rope_store(const NormQkvRopeStoreParams& p) {
+  Carver carver(scratch_);
+  const TensorView normed = carver.matrix(p.step.rows, p.qkv_proj.spec.k);
+  const TensorView qkv = carver.matrix(p.step.rows, p.qkv_proj.spec.n);
+  norm_rows(p.residual, nullptr, p.norm, normed);
+  ref::gemm(normed, p.qkv_proj, qkv);
+  ref::rope_store(p, qkv);
+}
+
+void RefBackend::do_attention(const AttentionParams& p) {
+  std::int32_t last = 0;
+  for (int r = 0; r < p.step.rows; ++r) last = std::max(last, p.step.positions[r]);
+  Carver carver(scratch_);
+  ref::attention(p, carver.floats(std::int64_t{last} + 1));
+}
+
+void RefBackend::do_linear_residual(const LinearResidualParams& p) {
+  Carver carver(scratch_);
+  const TensorView product = carver.matrix(p.step.rows, p.weight.spec.n);
+  ref::gemm(p.x, p.weight, product);
+  for (std::int64_t r = 0; r < p.step.rows; ++r) {
+    float* residual = row_of(p.residual, r).as<float>();
+    const float* add = row_of(product, r).as<float>();
+    for (std::int64_t n = 0; n < p.weight.spec.n; ++n) residual[n] += add[n];
+  }
+}
+
+void RefBackend::do_norm_gate_up_silu(const NormGateUpSiluParams& p) {
+  Carver carver(scratch_);
+  const TensorView normed = carver.matrix(p.step.rows, p.gate_up_proj.spec.k);
+  const TensorView product = carver.matrix(p.step.rows, p.gate_up_proj.spec.n);
+  norm_rows(p.residual, nullptr, p.norm, normed);
+  ref::gemm(normed, p.gate_up_proj, product);
+  const std::int64_t size = p.gate_up_proj.spec.n / 2;
+  for (std::int64_t r = 0; r < p.step.rows; ++r) {
+    const float* gate = row_of(product, r).as<float>();
+    float* out = row_of(p.out, r).as<float>();
+    for (std::int64_t i = 0; i < size; ++i) out[i] = ref::silu_mul(gate[i], gate[size + i]);
+  }
+}
+
+void RefBackend::do_logits(const LogitsParams& p) {
+  Carver carver(scratch_);
+  const TensorView normed = carver.matrix(p.step.logits_rows, p.lm_head.spec.k);
+  norm_rows(p.residual, p.step.logits_row, p.norm, normed);
+  ref::gemm(normed, p.lm_head, p.out);
+}
+
+void RefBackend::do_sample(const SampleParams& p) {
+  for (int e = 0; e < p.step.logits_rows; ++e) ref::sample_row(p, e, sampling_);
+}
+
+void RefBackend::do_accept(const AcceptParams& p) { ref::accept(p); }
+
+}  // namespace mmengine

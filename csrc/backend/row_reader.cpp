@@ -1,0 +1,152 @@
+#include "backend/row_reader.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "base/check.h"
+
+namespace mmengine {
+namespace {
+
+using Part = HostWeight::Part;
+
+constexpr float kMaxE4m3 = 448.0f;
+
+void check_part(const Part& part, const WeightSpec& spec) {
+  const HostTensor& w = part.weight;
+  MM_CHECK(w.data != nullptr && w.shape.rank == 2 && w.shape[1] == spec.k && w.shape[0] > 0, "pack",
+           part.source, ": expected shape [rows, ", spec.k, "], got [", w.shape[0], ", ",
+           w.shape[1], "]");
+  MM_CHECK(w.dtype == DType::f32 || w.dtype == DType::bf16 || w.dtype == DType::f16 ||
+               w.dtype == DType::e4m3,
+           "pack", part.source, ": expected f32, bf16, f16 or e4m3, got ", dtype_name(w.dtype));
+  if (part.weight_scale) {
+    const HostTensor& s = part.weight_scale;
+    const std::int64_t count = s.shape.count();
+    MM_CHECK(w.dtype == DType::e4m3, "pack", part.source, ": weight_scale: expected none for ",
+             dtype_name(w.dtype), ", got one");
+    MM_CHECK(s.dtype == DType::f32 || s.dtype == DType::bf16, "pack", part.source,
+             ": weight_scale: expected f32 or bf16, got ", dtype_name(s.dtype));
+    MM_CHECK(count == 1 || count == w.shape[0], "pack", part.source,
+             ": weight_scale: expected 1 or ", w.shape[0], " elements, got ", count);
+  }
+  if (part.rows == RowOrder::interleaved) {
+    MM_CHECK(spec.role == Role::qkv_proj && spec.head_dim > 0 && spec.head_dim % 2 == 0 &&
+                 w.shape[0] % spec.head_dim == 0,
+             "pack", part.source, ": interleaved rows: expected whole heads of even width, got ",
+             w.shape[0], " rows, head_dim ", spec.head_dim);
+  }
+}
+
+[[noreturn]] void not_finite(const Part& part, const std::string& element, float value) {
+  throw Error(ErrorCode::model_format, part.source,
+              str(element, ": expected a finite number, got ", value,
+                  "; the file is damaged, or pass allow_nonfinite"),
+              {.reason = "non_finite"});
+}
+
+void check_finite(const Part& part, std::int64_t row, const std::vector<float>& values) {
+  for (std::size_t k = 0; k < values.size(); ++k) {
+    if (!std::isfinite(values[k])) not_finite(part, str("element [", row, ", ", k, "]"), values[k]);
+  }
+}
+
+// Codes <- the row times 1 / scale; returns the scale. A row that is not finite keeps no detail.
+float quantise(const std::vector<float>& values, std::uint8_t* codes) {
+  float largest = 0;
+  bool nan = false;
+  for (float v : values) {
+    nan = nan || std::isnan(v);
+    largest = std::max(largest, std::fabs(v));
+  }
+  if (nan) {
+    std::fill_n(codes, values.size(), std::uint8_t{0});
+    return std::numeric_limits<float>::quiet_NaN();
+  }
+  if (std::isinf(largest)) {
+    std::transform(values.begin(), values.end(), codes,
+                   [](float v) { return std::isinf(v) ? f32_to_e4m3(v) : std::uint8_t{0}; });
+    return largest;
+  }
+  // A row so small that its scale would lose bits takes the smallest normal one.
+  const float scale = largest == 0 ? 1.0f : std::max(largest / kMaxE4m3, 0x1p-126f);
+  std::transform(values.begin(), values.end(), codes,
+                 [scale](float v) { return f32_to_e4m3(v / scale); });
+  return scale;
+}
+
+}  // namespace
+
+RowReader::RowReader(const HostWeight& host, const WeightSpec& spec) : host_(host), spec_(spec) {
+  const std::size_t expected = spec.role == Role::qkv_proj       ? 3
+                               : spec.role == Role::gate_up_proj ? 2
+                                                                 : 1;
+  MM_CHECK(host.parts.size() == expected, "pack", "parts: expected ", expected, ", got ",
+           host.parts.size());
+  first_row_.push_back(0);
+  for (const Part& part : host.parts) {
+    check_part(part, spec);
+    first_row_.push_back(first_row_.back() + part.weight.shape[0]);
+  }
+  MM_CHECK(first_row_.back() == spec.n, "pack", host.parts[0].source,
+           ": rows of all parts: expected ", spec.n, ", got ", first_row_.back());
+  MM_CHECK(spec.role != Role::gate_up_proj || 2 * first_row_[1] == spec.n, "pack",
+           host.parts[0].source, ": expected as many gate rows as up rows, got ", first_row_[1],
+           " of ", spec.n);
+}
+
+float RowReader::read(std::int64_t row, void* out, std::vector<float>& buffer) const {
+  const auto after = std::upper_bound(first_row_.begin(), first_row_.end(), row);
+  const auto index = static_cast<std::size_t>(after - first_row_.begin()) - 1;
+  const Part& part = host_.parts[index];
+  row -= first_row_[index];
+  if (part.rows == RowOrder::interleaved) {
+    const std::int64_t half = spec_.head_dim / 2, j = row % spec_.head_dim;
+    row += (j < half ? 2 * j : 2 * (j - half) + 1) - j;
+  }
+
+  const HostTensor& weight = part.weight;
+  float scale = 1.0f;
+  if (part.weight_scale) {
+    const std::int64_t i = part.weight_scale.shape.count() == 1 ? 0 : row;
+    scale = read_element(part.weight_scale, i);
+    // The packed scale carries a factor of 256.
+    if (!host_.allow_nonfinite && !std::isfinite(scale * 256)) {
+      not_finite(part, str("weight_scale[", i, "]"), scale);
+    }
+  }
+  const auto width = static_cast<std::size_t>(spec_.k);
+  buffer.resize(width);
+  for (std::size_t k = 0; k < width; ++k) {
+    buffer[k] = read_element(weight, row * spec_.k + static_cast<std::int64_t>(k));
+  }
+  if (!host_.allow_nonfinite) check_finite(part, row, buffer);
+
+  if (spec_.format == WeightFormat::fp8) {
+    auto* codes = static_cast<std::uint8_t*>(out);
+    if (weight.dtype != DType::e4m3) return quantise(buffer, codes);
+    std::memcpy(codes, static_cast<const std::uint8_t*>(weight.data) + row * spec_.k, width);
+    for (std::size_t k = 0; k < width; ++k) {
+      if (!std::isnan(buffer[k])) continue;
+      codes[k] = 0;
+      scale = std::numeric_limits<float>::quiet_NaN();
+    }
+    return scale;
+  }
+  for (float& v : buffer) v *= scale;
+  if (spec_.format == WeightFormat::f32) {
+    std::memcpy(out, buffer.data(), width * sizeof(float));
+  } else {
+    auto* bits = static_cast<std::uint16_t*>(out);
+    for (float& v : buffer) {
+      *bits = f32_to_bf16(v);
+      v = bf16_to_f32(*bits++);
+    }
+  }
+  if (!host_.allow_nonfinite) check_finite(part, row, buffer);
+  return 1.0f;
+}
+
+}  // namespace mmengine

@@ -1,0 +1,252 @@
+// The Python module mmengine._core: the public C++ API, and nothing else. The GIL is free while the
+// engine loads, computes and closes. Results of a step are collected without it and turned into
+// Python objects afterwards.
+#include <pybind11/functional.h>
+#include <pybind11/native_enum.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings/errors.h"
+#include "mmengine/mmengine.h"
+
+namespace py = pybind11;
+using namespace mmengine;
+
+namespace {
+
+struct CollectedOutput {
+  RequestId id = 0;
+  std::vector<std::int32_t> token_ids;
+  std::vector<TokenLogprob> logprobs;  // the chosen token first; empty: none asked for
+  std::vector<float> logits;
+  std::size_t num_logits_rows = 0;
+  FinishReason finish = FinishReason::running;
+  Usage usage;
+};
+
+CollectedOutput collect(const StepOutput& out, std::size_t vocab_size) {
+  CollectedOutput copy;
+  copy.id = out.id;
+  copy.token_ids.assign(out.token_ids, out.token_ids + out.num_tokens);
+  if (out.logprobs != nullptr) {
+    copy.logprobs.assign(out.logprobs, out.logprobs + out.num_logprobs);
+  }
+  if (out.logits != nullptr) {
+    copy.logits.assign(out.logits, out.logits + out.num_logits_rows * vocab_size);
+  }
+  copy.num_logits_rows = out.num_logits_rows;
+  copy.finish = out.finish;
+  copy.usage = out.usage;
+  return copy;
+}
+
+py::object logits_array(CollectedOutput& out) {
+  if (out.num_logits_rows == 0) return py::none();
+  auto owned = std::make_unique<std::vector<float>>(std::move(out.logits));
+  const std::size_t rows = out.num_logits_rows, columns = owned->size() / rows;
+  float* data = owned->data();
+  py::capsule owner(owned.release(), [](void* p) {
+    const std::unique_ptr<std::vector<float>> freed(static_cast<std::vector<float>*>(p));
+  });
+  return py::array_t<float>({rows, columns}, data, owner);
+}
+
+// The engine and what it must remember of its requests to describe their results.
+class PyEngine {
+ public:
+  PyEngine(const std::string& directory, const EngineOptions& options)
+      : engine_(load(directory, options)),
+        vocab_size_(static_cast<std::size_t>(engine_.info().vocab_size)) {}
+
+  RequestId submit(std::vector<std::int32_t> token_ids, const SamplingParams& sampling,
+                   bool logits) {
+    Request request;
+    request.token_ids = std::move(token_ids);
+    request.sampling = sampling;
+    request.logits = logits;
+    return engine_.submit(std::move(request));
+  }
+
+  std::pair<bool, std::vector<CollectedOutput>> step() {
+    std::vector<CollectedOutput> outputs;
+    bool more = false;
+    {
+      const py::gil_scoped_release release;
+      more = engine_.step(
+          [&](const StepOutput& out) { outputs.push_back(collect(out, vocab_size_)); });
+    }
+    return {more, std::move(outputs)};
+  }
+
+  void close() {
+    const py::gil_scoped_release release;
+    engine_.close();
+  }
+
+  double measure_read_bandwidth() {
+    const py::gil_scoped_release release;
+    return engine_.measure_read_bandwidth();
+  }
+
+  Engine& engine() { return engine_; }
+
+ private:
+  static Engine load(const std::string& directory, const EngineOptions& options) {
+    const py::gil_scoped_release release;
+    return Engine::load(directory, options);
+  }
+
+  Engine engine_;
+  std::size_t vocab_size_;
+};
+
+void bind_options(py::module_& m) {
+  py::native_enum<WeightDtype>(m, "WeightDtype", "enum.Enum")
+      .value("automatic", WeightDtype::automatic)
+      .value("f32", WeightDtype::f32)
+      .value("bf16", WeightDtype::bf16)
+      .value("fp8", WeightDtype::fp8)
+      .finalize();
+  py::native_enum<KvDtype>(m, "KvDtype", "enum.Enum")
+      .value("automatic", KvDtype::automatic)
+      .value("f32", KvDtype::f32)
+      .value("bf16", KvDtype::bf16)
+      .finalize();
+  py::native_enum<FinishReason>(m, "FinishReason", "enum.Enum")
+      .value("running", FinishReason::running)
+      .value("stop", FinishReason::stop)
+      .value("length", FinishReason::length)
+      .value("cancelled", FinishReason::cancelled)
+      .finalize();
+  py::class_<EngineOptions>(m, "EngineOptions")
+      .def(py::init<>())
+      .def_readwrite("device", &EngineOptions::device)
+      .def_readwrite("weight_dtype", &EngineOptions::weight_dtype)
+      .def_readwrite("kv_dtype", &EngineOptions::kv_dtype)
+      .def_readwrite("max_context", &EngineOptions::max_context)
+      .def_readwrite("max_batch", &EngineOptions::max_batch)
+      .def_readwrite("prefill_chunk", &EngineOptions::prefill_chunk)
+      .def_readwrite("kv_blocks", &EngineOptions::kv_blocks)
+      .def_readwrite("memory_bytes", &EngineOptions::memory_bytes)
+      .def_readwrite("threads", &EngineOptions::threads)
+      .def_readwrite("seed", &EngineOptions::seed)
+      .def_readwrite("allow_nonfinite", &EngineOptions::allow_nonfinite)
+      .def_readwrite("instruction_set", &EngineOptions::instruction_set)
+      .def_readwrite("progress", &EngineOptions::progress);
+  py::class_<SamplingParams>(m, "SamplingParams")
+      .def(py::init<>())
+      .def_readwrite("max_tokens", &SamplingParams::max_tokens)
+      .def_readwrite("min_tokens", &SamplingParams::min_tokens)
+      .def_readwrite("temperature", &SamplingParams::temperature)
+      .def_readwrite("top_p", &SamplingParams::top_p)
+      .def_readwrite("min_p", &SamplingParams::min_p)
+      .def_readwrite("top_k", &SamplingParams::top_k)
+      .def_readwrite("seed", &SamplingParams::seed)
+      .def_readwrite("logprobs", &SamplingParams::logprobs)
+      .def_readwrite("ignore_eos", &SamplingParams::ignore_eos)
+      .def_readwrite("stop_token_ids", &SamplingParams::stop_token_ids);
+}
+
+void bind_results(py::module_& m) {
+  py::class_<CollectedOutput>(m, "StepOutput")
+      .def_readonly("id", &CollectedOutput::id)
+      .def_readonly("token_ids", &CollectedOutput::token_ids)
+      .def_property_readonly("logprobs",
+                             [](const CollectedOutput& out) {
+                               std::vector<std::pair<std::int32_t, float>> pairs;
+                               for (const TokenLogprob& l : out.logprobs) {
+                                 pairs.emplace_back(l.token, l.logprob);
+                               }
+                               return pairs;
+                             })
+      .def("take_logits", &logits_array)
+      .def_readonly("finish", &CollectedOutput::finish)
+      .def_property_readonly("prompt_tokens",
+                             [](const CollectedOutput& out) { return out.usage.prompt_tokens; })
+      .def_property_readonly("completion_tokens", [](const CollectedOutput& out) {
+        return out.usage.completion_tokens;
+      });
+  py::class_<EngineStats>(m, "EngineStats")
+      .def_readonly("steps", &EngineStats::steps)
+      .def_readonly("prompt_tokens", &EngineStats::prompt_tokens)
+      .def_readonly("generated_tokens", &EngineStats::generated_tokens)
+      .def_readonly("preemptions", &EngineStats::preemptions)
+      .def_readonly("kv_blocks_total", &EngineStats::kv_blocks_total)
+      .def_readonly("kv_blocks_free", &EngineStats::kv_blocks_free)
+      .def_readonly("kv_blocks_used", &EngineStats::kv_blocks_used)
+      .def_readonly("requests_running", &EngineStats::requests_running)
+      .def_readonly("requests_waiting", &EngineStats::requests_waiting);
+  py::class_<MemoryPlan>(m, "MemoryPlan")
+      .def_property_readonly("regions",
+                             [](const MemoryPlan& plan) {
+                               std::vector<std::pair<std::string, std::int64_t>> regions;
+                               for (const auto& region : plan.regions) {
+                                 regions.emplace_back(region.name, region.bytes);
+                               }
+                               return regions;
+                             })
+      .def_readonly("weights_bytes", &MemoryPlan::weights_bytes)
+      .def_readonly("resident_bytes", &MemoryPlan::resident_bytes)
+      .def_readonly("bytes_per_token", &MemoryPlan::bytes_per_token)
+      .def_readonly("kv_bytes_per_token_f32", &MemoryPlan::kv_bytes_per_token_f32)
+      .def_readonly("kv_bytes_per_token_bf16", &MemoryPlan::kv_bytes_per_token_bf16)
+      .def_readonly("kv_blocks", &MemoryPlan::kv_blocks)
+      .def_readonly("kv_block_tokens", &MemoryPlan::kv_block_tokens)
+      .def_readonly("max_context", &MemoryPlan::max_context)
+      .def_readonly("kv_dtype", &MemoryPlan::kv_dtype);
+  py::class_<ModelInfo>(m, "ModelInfo")
+      .def_readonly("architecture", &ModelInfo::architecture)
+      .def_readonly("layout", &ModelInfo::layout)
+      .def_readonly("hidden_size", &ModelInfo::hidden_size)
+      .def_readonly("intermediate_size", &ModelInfo::intermediate_size)
+      .def_readonly("vocab_size", &ModelInfo::vocab_size)
+      .def_readonly("num_layers", &ModelInfo::num_layers)
+      .def_readonly("num_heads", &ModelInfo::num_heads)
+      .def_readonly("num_kv_heads", &ModelInfo::num_kv_heads)
+      .def_readonly("head_dim", &ModelInfo::head_dim)
+      .def_readonly("max_context", &ModelInfo::max_context)
+      .def_readonly("rope_theta", &ModelInfo::rope_theta)
+      .def_readonly("norm_eps", &ModelInfo::norm_eps)
+      .def_readonly("tied_embeddings", &ModelInfo::tied_embeddings)
+      .def_readonly("eos_ids", &ModelInfo::eos_ids)
+      .def_readonly("weight_dtype", &ModelInfo::weight_dtype)
+      .def_readonly("weights_bytes", &ModelInfo::weights_bytes)
+      .def_readonly("warnings", &ModelInfo::warnings)
+      .def_property_readonly("tensors", [](const ModelInfo& info) {
+        py::list tensors;
+        for (const auto& t : info.tensors) tensors.append(py::make_tuple(t.name, t.dtype, t.shape));
+        return tensors;
+      });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  register_errors(m);
+  bind_options(m);
+  bind_results(m);
+  m.def("inspect", &inspect, py::arg("directory"));
+  py::class_<PyEngine>(m, "Engine")
+      .def(py::init<const std::string&, const EngineOptions&>(), py::arg("directory"),
+           py::arg("options"))
+      .def("submit", &PyEngine::submit, py::arg("token_ids"), py::arg("sampling"),
+           py::arg("logits") = false)
+      .def("step", &PyEngine::step)
+      .def(
+          "cancel", [](PyEngine& e, RequestId id) { e.engine().cancel(id); }, py::arg("id"))
+      .def(
+          "finish", [](PyEngine& e, RequestId id) { e.engine().finish(id); }, py::arg("id"))
+      .def("stats", [](PyEngine& e) { return e.engine().stats(); })
+      .def("plan", [](PyEngine& e) { return e.engine().plan(); })
+      .def("info", [](PyEngine& e) { return e.engine().info(); })
+      .def("description", [](PyEngine& e) { return e.engine().description(); })
+      .def("threads", [](PyEngine& e) { return e.engine().threads(); })
+      .def("measure_read_bandwidth", &PyEngine::measure_read_bandwidth)
+      .def("close", &PyEngine::close);
+}

@@ -1,0 +1,4 @@
+// Attention for AVX2, FMA and F16C.
+#define MM_SIMD "kernels/cpu/simd_avx2.h"
+
+#include "kernels/cpu/attention_impl.h"

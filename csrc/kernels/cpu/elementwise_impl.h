@@ -1,0 +1,69 @@
+// Norm, gating and the memory probe on eight lanes.
+#pragma once
+
+#include "kernels/cpu/launch.h"
+#include "kernels/cpu/math_impl.h"
+
+namespace mmengine::cpu::MM_LEVEL {
+
+inline F8 load_first(const float* p, std::int64_t n) {
+  if (n >= 8) return load(p);
+  float lanes[8] = {};
+  for (std::int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+
+inline void store_first(float* p, std::int64_t n, F8 a) {
+  if (n >= 8) return store(p, a);
+  float lanes[8];
+  store(lanes, a);
+  for (std::int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
+void rms_norm(const float* x, const float* gain, float eps, std::int64_t n, float* out) {
+  F8 squares[4] = {zero(), zero(), zero(), zero()};
+  for (std::int64_t i = 0; i < n; i += 8) {
+    const F8 v = load_first(x + i, n - i);
+    squares[i / 8 % 4] = fma(v, v, squares[i / 8 % 4]);
+  }
+  const float mean =
+      sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / static_cast<float>(n);
+  const F8 inverse = splat(1.0f / square_root(mean + eps));
+  for (std::int64_t i = 0; i < n; i += 8) {
+    store_first(out + i, n - i, load_first(x + i, n - i) * inverse * load_first(gain + i, n - i));
+  }
+}
+
+void silu_mul(const float* tile, const float* scales, std::int64_t n, float* out) {
+  for (std::int64_t i = 0; i < n; i += 8) {
+    F8 gate = load(tile + i), up = load(tile + 16 + i);
+    if (scales != nullptr) {
+      gate = gate * load(scales + i);
+      up = up * load(scales + 16 + i);
+    }
+    store_first(out + i, n - i, gate / (splat(1.0f) + exp(zero() - gate)) * up);
+  }
+}
+
+void exp_all(const float* x, std::int64_t n, float* out) {
+  for (std::int64_t i = 0; i < n; i += 8) {
+    store_first(out + i, n - i, exp(load_first(x + i, n - i)));
+  }
+}
+
+std::uint64_t read(const void* data, std::size_t bytes) {
+  const float* p = static_cast<const float*>(data);
+  F8 sums[8] = {zero(), zero(), zero(), zero(), zero(), zero(), zero(), zero()};
+  for (std::size_t i = 0; i + 64 <= bytes / sizeof(float); i += 64) {
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      if (j % 2 == 0) prefetch(p + i + 8 * j + 1024);
+      sums[j] = sums[j] + load(p + i + 8 * j);
+    }
+  }
+  float total = 0;
+  for (const F8& s : sums) total += sum(s);
+  return total == 0 ? 0 : 1;
+}
+
+}  // namespace mmengine::cpu::MM_LEVEL

@@ -1,0 +1,78 @@
+// The kernels of the cpu backend that are written once (*_impl.h) and compiled once per instruction
+// set. All levels give the same bits. Stages, threads and scratch belong to the backend.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "kernels/cpu/layout.h"
+#include "kernels/params.h"
+
+namespace mmengine::cpu {
+
+// Most rows of one GEMM task: its activations stay in the second-level cache while a panel of
+// weights passes.
+constexpr int kTaskRows = 192;
+constexpr std::int64_t kPanelDepth = 256;
+constexpr std::int64_t kPanelFloats = kBlockRows * kPanelDepth;
+constexpr std::int64_t kTileFloats = kTaskRows * kBlockRows;
+// Softmax partials start afresh at every multiple of this many positions and are merged in order,
+// whoever computes them: that fixes the bits.
+constexpr std::int64_t kSpanBlocks = 8;
+
+struct GemmTile {  // out[rows, 32] = x[rows, k] times one packed block, without row scales
+  const float* x;
+  std::int64_t x_stride;
+  int rows;  // at most kTaskRows
+  std::int64_t k;
+  const void* block;
+  WeightFormat format;
+  float* panel;  // [kPanelFloats] scratch
+  float* out;    // [rows, 32]
+};
+
+struct SoftmaxState {  // of `queries` queries
+  float* highest;      // [queries]
+  float* sum;          // [queries] of exp(score - highest)
+  float* values;       // [queries, padded_head]
+};
+
+struct AttendSpan {             // state = softmax partials over the positions of `blocks`
+  const float* q;               // [queries, head_dim]
+  const std::int32_t* visible;  // [queries] positions each may read, not decreasing
+  int queries;
+  std::int64_t head_dim;
+  float scale;
+  DType dtype;
+  const std::byte* head;  // K of this head in block 0
+  std::int64_t block_bytes;
+  const std::int32_t* blocks;  // block table of the sequence
+  std::int64_t first_block, end_block;
+  float* scores;  // [queries, kBlockTokens] scratch
+  SoftmaxState state;
+};
+
+struct Kernels {
+  const char* name;
+  void (*gemm_tile)(const GemmTile&);
+  void (*attend_span)(const AttendSpan&);
+  // into = into and then part, in this order of positions
+  void (*merge)(const SoftmaxState& into, const SoftmaxState& part, int queries,
+                std::int64_t head_dim);
+  void (*rms_norm)(const float* x, const float* gain, float eps, std::int64_t n, float* out);
+  // out[j] = silu(tile[j] * scales[j]) * (tile[16 + j] * scales[16 + j]), j < n <= 16; scales may
+  // be null.
+  void (*silu_mul)(const float* tile, const float* scales, std::int64_t n, float* out);
+  void (*exp)(const float* x, std::int64_t n, float* out);
+  std::uint64_t (*read)(const void* data, std::size_t bytes);  // any function of all bytes
+};
+
+extern const Kernels kScalarKernels;
+extern const Kernels kAvx2Kernels;
+
+// Levels this machine can run, worst first.
+std::vector<const Kernels*> supported_kernels();
+
+}  // namespace mmengine::cpu

@@ -1,0 +1,95 @@
+// F8: eight f32 lanes in a 256-bit register. Same interface and same bits as simd_scalar.h.
+// Included only by *_avx2.cpp; everything here lives in a namespace of its own, so that no function
+// compiled with AVX2 is ever chosen by the linker for another level.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#define MM_LEVEL avx2
+
+namespace mmengine::cpu::avx2 {
+
+struct F8 {
+  __m256 v;
+};
+
+inline F8 zero() { return {_mm256_setzero_ps()}; }
+inline F8 splat(float x) { return {_mm256_set1_ps(x)}; }
+inline F8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+inline void store(float* p, F8 a) { _mm256_storeu_ps(p, a.v); }
+inline F8 load(const std::uint16_t* p) {  // bf16
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+}
+
+inline F8 operator+(F8 a, F8 b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline F8 operator-(F8 a, F8 b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline F8 operator*(F8 a, F8 b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline F8 operator/(F8 a, F8 b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline F8 max(F8 a, F8 b) { return {_mm256_max_ps(a.v, b.v)}; }  // a > b ? a : b
+inline F8 min(F8 a, F8 b) { return {_mm256_min_ps(a.v, b.v)}; }  // a < b ? a : b
+
+// Lanes below n of a, the others of b.
+inline F8 first(std::int64_t n, F8 a, F8 b) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i keep =
+      _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<std::int32_t>(n > 8 ? 8 : n)), lane);
+  return {_mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(keep))};
+}
+
+inline float sum(F8 a) {  // ((0+4)+(2+6)) + ((1+5)+(3+7))
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+inline float highest(F8 a) {  // the same tree
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+// a * 2^n, where t = n + 1.5 * 2^23.
+inline F8 scale_by_power(F8 a, F8 t) {
+  const __m256i n = _mm256_sub_epi32(_mm256_castps_si256(t.v), _mm256_set1_epi32(0x4b400000));
+  const __m256i half = _mm256_srai_epi32(n, 1), rest = _mm256_sub_epi32(n, half);
+  const __m256i bias = _mm256_set1_epi32(127);
+  const __m256i p = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
+  const __m256i q = _mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23);
+  return {_mm256_mul_ps(_mm256_mul_ps(a.v, _mm256_castsi256_ps(p)), _mm256_castsi256_ps(q))};
+}
+
+// 32 packed weights (layout.h) -> 4 vectors in lane order. fp8 gives value / 256: an e4m3 code put
+// under f16's wider exponent, subnormals included.
+inline void load_weights(const float* p, F8* w) {
+  for (int i = 0; i < 4; ++i) w[i] = load(p + 8 * i);
+}
+
+inline void load_weights(const std::uint16_t* p, F8* w) {
+  const __m256i top = _mm256_set1_epi32(static_cast<std::int32_t>(0xffff0000u));
+  for (int i = 0; i < 2; ++i) {
+    const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16 * i));
+    w[2 * i].v = _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
+    w[2 * i + 1].v = _mm256_castsi256_ps(_mm256_and_si256(pair, top));
+  }
+}
+
+inline void load_weights(const std::uint8_t* p, F8* w) {
+  const __m256i mask = _mm256_set1_epi16(static_cast<std::int16_t>(0xbf80u));
+  const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i low = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(pair, 8), 1), mask);
+  const __m256i high = _mm256_and_si256(_mm256_srai_epi16(pair, 1), mask);
+  w[0].v = _mm256_cvtph_ps(_mm256_castsi256_si128(low));
+  w[1].v = _mm256_cvtph_ps(_mm256_extracti128_si256(low, 1));
+  w[2].v = _mm256_cvtph_ps(_mm256_castsi256_si128(high));
+  w[3].v = _mm256_cvtph_ps(_mm256_extracti128_si256(high, 1));
+}
+
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+inline float square_root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
+
+}  // namespace mmengine::cpu::avx2

@@ -1,0 +1,215 @@
+// The contract between model and kernels: the shared words (Step, Weight, KvView, Slots) and one
+// plain struct per stage. Every pointer is device memory unless marked host; shapes stand beside
+// it.
+//   R rows of a step    S sequences with rows    E logits rows    H hidden size
+// A row's result depends on that row's own data and its sequence's KV, never on R, S or E.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/tensor.h"
+
+namespace mmengine {
+
+constexpr int kMaxLogprobs = 20;
+
+// ---- sizes ---------------------------------------------------------------------------------
+
+struct ModelShape {
+  std::int64_t hidden_size = 0, intermediate_size = 0, vocab_size = 0;
+  std::int64_t num_layers = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0;
+};
+
+struct StepLimits {  // the largest step; every fixed address and every buffer is sized from it
+  int rows = 0;
+  int sequences = 0;    // sequences running at once = slots
+  int logits_rows = 0;  // E at most
+  int context_tokens = 0;
+};
+
+// ---- weights -------------------------------------------------------------------------------
+
+enum class Role : std::uint8_t { embed, qkv_proj, o_proj, gate_up_proj, down_proj, lm_head };
+enum class WeightFormat : std::uint8_t { f32, bf16, fp8 };  // fp8: e4m3, one f32 scale per row
+
+struct WeightSpec {  // from the config alone: enough to compute packed bytes
+  Role role = Role::o_proj;
+  std::int64_t n = 0, k = 0;  // whole matrix [n, k]; qkv and gate_up are their parts stacked
+  WeightFormat format = WeightFormat::bf16;
+  std::int64_t head_dim = 0;  // qkv_proj: head boundaries of the rotary row order
+};
+
+struct Weight {  // the metadata is public, the layout behind `data` is the backend's own
+  WeightSpec spec;
+  DType input = DType::f32;  // what a producer writes for it
+  const void* data = nullptr;
+  const float* scales = nullptr;  // [n], or null: none
+};
+
+struct Norm {
+  TensorView gain;  // [H] f32
+  float eps = 1e-5f;
+};
+
+struct RopeTable {
+  const float* cos = nullptr;  // [positions, head_dim / 2]
+  const float* sin = nullptr;
+};
+
+// ---- KV ------------------------------------------------------------------------------------
+
+struct KvView {  // one layer of the pool; the order inside a block is the backend's own
+  std::byte* data = nullptr;  // block b lies at data + b * block_bytes; block 0 is scrap
+  std::int64_t block_bytes = 0;
+  DType dtype = DType::bf16;  // f32 or bf16
+  int block_tokens = 0, num_kv_heads = 0, head_dim = 0;
+};
+
+// ---- a step --------------------------------------------------------------------------------
+
+// What the device knows of each running sequence between steps, one entry per slot. Written by
+// begin (table) and accept; never by the host.
+struct Slots {
+  std::int32_t* length = nullptr;       // [slots] tokens whose KV is true
+  std::int32_t* pending = nullptr;      // [slots] token to feed next
+  std::int32_t* block_table = nullptr;  // [slots, max_blocks]
+  int slots = 0, max_blocks = 0;
+};
+
+// One step as the host describes it, before the device resolves it. Host arrays at fixed addresses;
+// one copy of the used prefix uploads them.
+struct StepInput {
+  std::int32_t* row_id = nullptr;        // [R] >= 0: the id; -1: the slot's pending token
+  std::int32_t* cu_rows = nullptr;       // [S+1] rows of sequence s: [cu_rows[s], cu_rows[s+1])
+  std::int32_t* slot = nullptr;          // [S]
+  std::int32_t* start = nullptr;         // [S] position of its first row; -1: length[slot]
+  std::int32_t* cu_logits = nullptr;     // [S+1] logits rows: a suffix of the sequence's rows
+  std::int32_t* logits_row = nullptr;    // [E] row
+  std::int32_t* table_update = nullptr;  // [U, 3] slot, index, block
+};
+
+// What every stage reads. The ints are launch shapes. The arrays stand at fixed addresses; begin
+// fills them.
+struct Step {
+  int rows = 0, sequences = 0, logits_rows = 0, table_updates = 0;
+  std::int32_t* ids = nullptr;                // [R]
+  std::int32_t* positions = nullptr;          // [R]
+  std::int32_t* sequence = nullptr;           // [R]
+  std::int32_t* cu_rows = nullptr;            // [S+1]
+  std::int32_t* slot = nullptr;               // [S]
+  std::int32_t* cu_logits = nullptr;          // [S+1]
+  std::int32_t* logits_row = nullptr;         // [E]
+  const std::int32_t* block_table = nullptr;  // [slots, max_blocks]
+  int max_blocks = 0;
+};
+
+// ---- stages of a layer ---------------------------------------------------------------------
+// A producer names the weight that consumes its output: that fixes the output's format.
+
+// step.{ids, positions, sequence, cu_rows, slot, cu_logits, logits_row} <- input and slots; applies
+// the block table updates. Leaves length and pending alone.
+struct BeginParams {
+  const StepInput& input;
+  const Slots& slots;
+  const Step& step;
+};
+
+struct EmbedParams {
+  const Step& step;
+  const Weight& table;  // role embed, or a tied lm_head; ids outside it are refused
+  TensorView out;       // [R, H] f32
+};
+
+// RMSNorm, q k v = x W^T, rotate q and k (half-split pairs), store k and v of its rows.
+struct NormQkvRopeStoreParams {
+  const Step& step;
+  TensorView residual;  // [R, H] f32, only read
+  const Norm& norm;
+  const Weight& qkv_proj;  // n = (num_heads + 2 num_kv_heads) head_dim
+  const RopeTable& rope;
+  const KvView& kv;
+  TensorView q;  // [R, num_heads * head_dim] f32, rotated
+};
+
+// Causal GQA: query head h reads KV head h / (num_heads / num_kv_heads), positions 0 .. its own.
+struct AttentionParams {
+  const Step& step;
+  TensorView q;
+  const KvView& kv;
+  float scale;             // before the softmax
+  const Weight& consumer;  // o_proj
+  TensorView out;          // [R, num_heads * head_dim] in consumer.input
+};
+
+struct LinearResidualParams {
+  const Step& step;
+  TensorView x;  // [R, k] in weight.input
+  const Weight& weight;
+  TensorView residual;  // [R, n] f32 += x W^T
+};
+
+// RMSNorm, gate and up = x W^T, out = silu(gate) * up.
+struct NormGateUpSiluParams {
+  const Step& step;
+  TensorView residual;  // [R, H] f32, only read
+  const Norm& norm;
+  const Weight& gate_up_proj;  // n = 2 I: gate rows, then up rows
+  const Weight& consumer;      // down_proj
+  TensorView out;              // [R, I] in consumer.input
+};
+
+// ---- around the layers ---------------------------------------------------------------------
+
+struct LogitsParams {  // RMSNorm of the logits rows, then the head
+  const Step& step;
+  TensorView residual;  // [R, H] f32
+  const Norm& norm;
+  const Weight& lm_head;
+  TensorView out;  // [E, vocab] f32
+};
+
+// ---- sampling ------------------------------------------------------------------------------
+
+struct SampleRow {        // one logits row
+  float temperature = 0;  // 0: the highest logit, the lowest id on ties
+  float top_p = 1, min_p = 0;
+  std::int32_t top_k = 0;  // 0: all
+  // -1: no log-probabilities; else how many of the highest are listed beside the chosen one's.
+  std::int32_t logprobs = -1;
+  std::int32_t given = -1;  // >= 0: this id is "chosen" (a prompt token that is only scored)
+  // Ids that must not be chosen: [ban_begin, ban_end) of SampleInput::ban, each in the vocabulary.
+  std::int32_t ban_begin = 0, ban_end = 0;
+  std::uint64_t seed = 0;
+};
+
+struct SampleInput {                  // host arrays
+  SampleRow* row = nullptr;           // [E]
+  const std::int32_t* ban = nullptr;  // lists of all rows
+};
+
+struct SampleOutput {              // device image and host image alike
+  std::int32_t* id = nullptr;      // [E]
+  float* logprob = nullptr;        // [E] of id, natural log, of the unmodified distribution
+  std::int32_t* top_id = nullptr;  // [E, kMaxLogprobs] highest first, lowest id on ties
+  float* top_logprob = nullptr;    // [E, kMaxLogprobs]
+};
+
+// Raw log-probabilities first; then bans, temperature, top_k, top_p, min_p in this order, each on
+// the distribution that the one before left, and ONE draw from hash(seed, position of the row).
+struct SampleParams {
+  const Step& step;
+  TensorView logits;  // [E, vocab] f32
+  SampleInput input;
+  SampleOutput out;
+};
+
+// Of every sequence of the step: length[slot] = position of its last row + 1; if it has logits
+// rows, pending[slot] = the id sampled for the last of them.
+struct AcceptParams {
+  const Step& step;
+  const std::int32_t* sampled;  // [E]
+  const Slots& slots;
+};
+
+}  // namespace mmengine

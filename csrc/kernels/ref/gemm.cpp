@@ -1,0 +1,37 @@
+// The product every other GEMM equals bit for bit: see the chain in launch.h.
+#include <cmath>
+#include <cstdint>
+
+#include "base/dtype.h"
+#include "kernels/ref/launch.h"
+
+namespace mmengine::ref {
+
+float weight_element(const Weight& weight, std::int64_t row, std::int64_t k) {
+  const std::int64_t i = row * weight.spec.k + k;
+  switch (weight.spec.format) {
+    case WeightFormat::f32:
+      return static_cast<const float*>(weight.data)[i];
+    case WeightFormat::bf16:
+      return bf16_to_f32(static_cast<const std::uint16_t*>(weight.data)[i]);
+    case WeightFormat::fp8:
+      return e4m3_to_f32(static_cast<const std::uint8_t*>(weight.data)[i]);
+  }
+  return 0;
+}
+
+void gemm(TensorView x, const Weight& weight, TensorView out) {
+  for (std::int64_t m = 0; m < x.shape[0]; ++m) {
+    const float* row = x.as<float>() + m * x.row_stride;
+    for (std::int64_t n = 0; n < weight.spec.n; ++n) {
+      float sum = 0;
+      for (std::int64_t k = 0; k < weight.spec.k; ++k) {
+        sum = std::fma(row[k], weight_element(weight, n, k), sum);
+      }
+      if (weight.scales != nullptr) sum *= weight.scales[n];
+      out.as<float>()[m * out.row_stride + n] = sum;
+    }
+  }
+}
+
+}  // namespace mmengine::ref

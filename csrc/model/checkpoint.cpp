@@ -1,0 +1,209 @@
+// Opening a checkpoint: files, headers, names, completeness. All of it before a weight is read.
+#include "model/checkpoint.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <unordered_map>
+#include <utility>
+
+#include "base/check.h"
+#include "base/file.h"
+#include "model/safetensors.h"
+#include "model/shards.h"
+#include "model/tensor_names.h"
+
+namespace mmengine {
+namespace {
+
+constexpr std::string_view kScaleSuffix = ".weight_scale";
+
+struct Entry {
+  std::string file;  // as shown in messages
+  TensorInfo info;
+  const std::byte* data = nullptr;
+};
+
+std::string join(const std::vector<std::string>& items) {
+  std::string out;
+  for (const std::string& item : items) out += (out.empty() ? "" : ", ") + item;
+  return out;
+}
+
+HostTensor view(const Entry& entry) {
+  constexpr std::size_t kMaxRank = std::tuple_size_v<decltype(Shape::dims)>;
+  HostTensor tensor;
+  tensor.data = entry.data;
+  tensor.dtype = entry.info.dtype;
+  bool fits = entry.info.rank <= kMaxRank;
+  for (std::size_t i = 0; fits && i < entry.info.rank; ++i) {
+    fits = entry.info.dims[i] <= std::uint64_t{std::numeric_limits<std::int64_t>::max()};
+    tensor.shape.dims[i] = static_cast<std::int64_t>(entry.info.dims[i]);
+  }
+  if (!fits) {
+    throw Error(ErrorCode::model_format, entry.file,
+                str("tensor ", printable(entry.info.name),
+                    " has no shape of a weight, expected rank <= ", kMaxRank, ", got rank ",
+                    entry.info.rank),
+                {.reason = "shape", .file = entry.file, .tensor = entry.info.name});
+  }
+  tensor.shape.rank = static_cast<int>(entry.info.rank);
+  return tensor;
+}
+
+}  // namespace
+
+struct Checkpoint::Impl {
+  std::string directory;
+  CheckpointLayout layout = CheckpointLayout::hugging_face;
+  std::int64_t num_layers = 0;
+  std::vector<MappedFile> files;
+  std::unordered_map<std::string, Entry> entries;  // by our name
+  std::vector<std::string> warnings;
+  std::vector<std::string> unknown;
+  std::uint64_t bytes = 0;
+
+  void add_file(const Directory& from, const std::string& name, Shards& shards);
+  void add_tensor(const std::string& file, const TensorInfo& info, const std::byte* data);
+  void check_assigned(const Shards& shards, const Directory& from) const;
+  void check_complete() const;
+  void warn_unknown();
+};
+
+void Checkpoint::Impl::add_file(const Directory& from, const std::string& name, Shards& shards) {
+  MappedFile mapped = from.map(name);
+  const std::string file = from.display(name);
+  for (const TensorInfo& info : parse_safetensors(mapped.data(), mapped.size(), file)) {
+    if (shards.indexed) {
+      const auto assigned = shards.assigned.find(info.name);
+      if (assigned == shards.assigned.end()) {
+        if (!is_harmless(info.name)) unknown.push_back(info.name);
+        continue;
+      }
+      if (assigned->second != name) continue;  // the index prefers another file's
+      shards.assigned.erase(assigned);
+    }
+    add_tensor(file, info, mapped.data() + info.offset);
+  }
+  mapped.advise(0, mapped.size(), MappedFile::Advice::sequential);
+  files.push_back(std::move(mapped));
+}
+
+void Checkpoint::Impl::add_tensor(const std::string& file, const TensorInfo& info,
+                                  const std::byte* data) {
+  const std::string name = our_name(layout, info.name, num_layers);
+  if (name.empty()) {
+    if (!is_harmless(info.name)) unknown.push_back(info.name);
+    return;
+  }
+  const auto [position, added] = entries.emplace(name, Entry{file, info, data});
+  if (!added) {
+    const Entry& first = position->second;
+    throw Error(ErrorCode::model_format, file,
+                str("tensor ", printable(info.name), " is already there as ",
+                    printable(first.info.name), " in ", first.file, ", expected it once"),
+                {.reason = "duplicate_tensor", .file = file, .tensor = info.name});
+  }
+  bytes += info.bytes;
+}
+
+void Checkpoint::Impl::check_assigned(const Shards& shards, const Directory& from) const {
+  if (shards.assigned.empty()) return;  // every entry was met, or there is no index
+  std::vector<std::string> absent;
+  for (const auto& [tensor, file] : shards.assigned) {
+    absent.push_back(str(printable(tensor), " in ", printable(file)));
+  }
+  std::sort(absent.begin(), absent.end());
+  const std::string where = from.display(shards.index);
+  throw Error(
+      ErrorCode::model_format, where,
+      str("names tensors that their files lack: ", join(absent), "; download them again"),
+      {.reason = "missing_tensor", .file = where, .tensor = shards.assigned.begin()->first});
+}
+
+void Checkpoint::Impl::check_complete() const {
+  std::vector<std::string> missing;
+  for (const std::string& name : required_names(num_layers)) {
+    if (!entries.contains(name)) missing.push_back(source_name(layout, name));
+  }
+  for (const auto& [name, entry] : entries) {
+    const std::string scale = str(name, kScaleSuffix);
+    const bool needs_scale = entry.info.dtype == DType::e4m3 && !name.ends_with(kScaleSuffix);
+    if (needs_scale && !entries.contains(scale)) missing.push_back(source_name(layout, scale));
+  }
+  if (missing.empty()) return;
+  std::sort(missing.begin(), missing.end());
+  throw Error(ErrorCode::model_format, directory,
+              str("missing ", missing.size(), " of the tensors that the config calls for: ",
+                  join(missing), "; download the checkpoint again"),
+              {.reason = "missing_tensor", .file = directory, .tensor = missing.front()});
+}
+
+void Checkpoint::Impl::warn_unknown() {
+  if (unknown.empty()) return;
+  std::sort(unknown.begin(), unknown.end());
+  warnings.push_back(str(directory, ": ", unknown.size(),
+                         " tensors of an unknown purpose are ignored, the first is ",
+                         printable(unknown.front())));
+  unknown.clear();
+}
+
+Checkpoint::Checkpoint(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Checkpoint::Checkpoint(Checkpoint&&) noexcept = default;
+Checkpoint& Checkpoint::operator=(Checkpoint&&) noexcept = default;
+Checkpoint::~Checkpoint() = default;
+
+Checkpoint Checkpoint::open(const std::string& path, std::int64_t num_layers) {
+  const Directory directory(path);
+  auto impl = std::make_unique<Impl>();
+  impl->directory = directory.display();
+  impl->layout = find_layout(directory);
+  impl->num_layers = num_layers;
+  Shards shards = find_shards(directory, impl->layout);
+  if (impl->layout == CheckpointLayout::mistral) check_manifest(directory, shards.files);
+  for (const std::string& file : shards.files) impl->add_file(directory, file, shards);
+  impl->check_assigned(shards, directory);
+  impl->check_complete();
+  impl->warn_unknown();
+  return Checkpoint(std::move(impl));
+}
+
+bool Checkpoint::has(const std::string& name) const { return impl_->entries.contains(name); }
+
+HostTensor Checkpoint::tensor(const std::string& name) const {
+  const auto found = impl_->entries.find(name);
+  if (found != impl_->entries.end()) return view(found->second);
+  const std::string source = source_name(impl_->layout, name);
+  throw Error(ErrorCode::model_format, impl_->directory,
+              str("tensor ", printable(source), " is missing"),
+              {.reason = "missing_tensor", .file = impl_->directory, .tensor = source});
+}
+
+std::string Checkpoint::source(const std::string& name) const {
+  const auto found = impl_->entries.find(name);
+  if (found == impl_->entries.end()) {
+    return str(impl_->directory, ": ", source_name(impl_->layout, name));
+  }
+  return str(found->second.file, ": ", found->second.info.name);
+}
+
+RowOrder Checkpoint::row_order() const {
+  return impl_->layout == CheckpointLayout::mistral ? RowOrder::interleaved : RowOrder::half_split;
+}
+
+std::uint64_t Checkpoint::bytes() const { return impl_->bytes; }
+
+std::vector<std::string> Checkpoint::names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, entry] : impl_->entries) names.push_back(name);
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+std::string Checkpoint::layout() const {
+  return impl_->layout == CheckpointLayout::mistral ? "mistral" : "hf";
+}
+
+const std::vector<std::string>& Checkpoint::warnings() const { return impl_->warnings; }
+
+}  // namespace mmengine

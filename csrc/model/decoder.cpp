@@ -1,0 +1,55 @@
+#include "model/decoder.h"
+
+#include <utility>
+
+namespace mmengine {
+
+LayerSlices LayerSlices::plan(const ModelShape& shape, int rows, Layout& layout) {
+  const std::int64_t heads = shape.num_heads * shape.head_dim;
+  LayerSlices slices;
+  slices.residual = layout.add("residual", DType::f32, {rows, shape.hidden_size});
+  slices.q = layout.add("q", DType::f32, {rows, heads});
+  slices.attention = layout.add("attention", DType::f32, {rows, heads});
+  slices.mlp = layout.add("mlp", DType::f32, {rows, shape.intermediate_size});
+  return slices;
+}
+
+LayerBuffers LayerSlices::bind(const Arena& arena) const {
+  return {arena[residual], arena[q], arena[attention], arena[mlp]};
+}
+
+void run_layer(Backend& backend, const Step& step, const LayerWeights& w, const LayerConstants& c,
+               const KvView& kv, const LayerBuffers& all) {
+  const int r = step.rows;
+  const TensorView residual = all.residual.rows(r), q = all.q.rows(r), mlp = all.mlp.rows(r);
+  const TensorView attention = all.attention.rows(r);
+  backend.norm_qkv_rope_store({step, residual, w.input_norm, w.qkv_proj, c.rope, kv, q});
+  backend.attention({step, q, kv, c.scale, w.o_proj, attention});
+  backend.linear_residual({step, attention, w.o_proj, residual});
+  backend.norm_gate_up_silu({step, residual, w.post_norm, w.gate_up_proj, w.down_proj, mlp});
+  backend.linear_residual({step, mlp, w.down_proj, residual});
+}
+
+Decoder::Decoder(Backend& backend, const ModelConfig& config, const Weights& weights,
+                 LayerConstants constants, std::vector<KvView> kv, LayerBuffers buffers)
+    : backend_(backend),
+      layers_(weights.layers(config.num_layers)),
+      embed_(weights.weight(weights.has("embed_tokens") ? "embed_tokens" : "lm_head")),
+      lm_head_(weights.weight("lm_head")),
+      final_norm_(weights.norm("norm")),
+      constants_(constants),
+      kv_(std::move(kv)),
+      buffers_(buffers) {}
+
+void Decoder::forward(const Step& step) const {
+  backend_.embed({step, embed_, buffers_.residual.rows(step.rows)});
+  for (std::size_t l = 0; l < layers_.size(); ++l) {
+    run_layer(backend_, step, layers_[l], constants_, kv_[l], buffers_);
+  }
+}
+
+void Decoder::logits(const Step& step, TensorView out) const {
+  backend_.logits({step, buffers_.residual.rows(step.rows), final_norm_, lm_head_, out});
+}
+
+}  // namespace mmengine

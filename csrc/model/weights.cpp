@@ -1,0 +1,214 @@
+#include "model/weights.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+
+namespace mmengine {
+namespace {
+
+WeightFormat stored_format(DType dtype) {
+  if (dtype == DType::bf16) return WeightFormat::bf16;
+  if (dtype == DType::e4m3) return WeightFormat::fp8;
+  return WeightFormat::f32;
+}
+
+// An embedding table that is not the head stays BF16 under fp8: it is read one row a token.
+WeightFormat choose_format(FormatWish wish, WeightFormat stored, Role role) {
+  switch (wish) {
+    case FormatWish::stored:
+      return stored;
+    case FormatWish::f32:
+      return WeightFormat::f32;
+    case FormatWish::bf16:
+      return WeightFormat::bf16;
+    case FormatWish::fp8:
+      return role == Role::embed && stored != WeightFormat::fp8 ? WeightFormat::bf16
+                                                                : WeightFormat::fp8;
+  }
+  return stored;
+}
+
+void check_shape(const Checkpoint& checkpoint, const std::string& name, const Shape& expected) {
+  const HostTensor tensor = checkpoint.tensor(name);
+  const bool same_rank = tensor.shape.rank == expected.rank;
+  if (same_rank && tensor.shape.dims == expected.dims) return;
+  auto text = [](const Shape& shape) {
+    std::string out = "[";
+    for (int i = 0; i < shape.rank; ++i) out += (i ? ", " : "") + std::to_string(shape[i]);
+    return out + "]";
+  };
+  const std::string source = checkpoint.source(name);
+  throw Error(ErrorCode::model_format, source,
+              str("shape does not fit the config, expected ", text(expected), ", got ",
+                  text(tensor.shape), "; config and weights are of different models"),
+              {.reason = "shape", .tensor = name});
+}
+
+std::string layer_name(std::int64_t layer, const char* tensor) {
+  return str("layers.", layer, ".", tensor);
+}
+
+class Planner {
+ public:
+  Planner(const ModelConfig& config, const Checkpoint& checkpoint, FormatWish wish,
+          const BackendTraits& traits, Layout& layout)
+      : config_(config), checkpoint_(checkpoint), wish_(wish), traits_(traits), layout_(layout) {}
+
+  void weight(const std::string& name, const std::vector<std::string>& parts,
+              const std::vector<std::int64_t>& rows, std::int64_t k, Role role) {
+    WeightEntry entry{name, parts, {}, {}};
+    entry.spec.role = role;
+    entry.spec.k = k;
+    entry.spec.head_dim = config_.head_dim;
+    // Parts of one weight share a format: the widest that any of them is stored in.
+    WeightFormat stored = WeightFormat::fp8;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      check_shape(checkpoint_, parts[i], {rows[i], k});
+      entry.spec.n += rows[i];
+      stored = std::min(stored, stored_format(checkpoint_.tensor(parts[i]).dtype));
+    }
+    entry.spec.format = choose_format(wish_, stored, role);
+    const std::size_t bytes = traits_.packed_bytes(entry.spec);
+    entry.slice = layout_.add(name, DType::u8, {static_cast<std::int64_t>(bytes)});
+    if (role != Role::embed) plan_.bytes_per_token += bytes;
+    plan_.weights.push_back(std::move(entry));
+  }
+
+  void norm(const std::string& name) {
+    check_shape(checkpoint_, name, {config_.hidden_size});
+    plan_.norms.push_back({name, layout_.add(name, DType::f32, {config_.hidden_size})});
+    plan_.bytes_per_token += static_cast<std::size_t>(config_.hidden_size) * sizeof(float);
+  }
+
+  WeightPlan take() { return std::move(plan_); }
+
+ private:
+  const ModelConfig& config_;
+  const Checkpoint& checkpoint_;
+  FormatWish wish_;
+  const BackendTraits& traits_;
+  Layout& layout_;
+  WeightPlan plan_;
+};
+
+std::vector<float> read_norm(const Checkpoint& checkpoint, const std::string& name,
+                             bool allow_nonfinite) {
+  const HostTensor tensor = checkpoint.tensor(name);
+  if (tensor.dtype != DType::f32 && tensor.dtype != DType::bf16 && tensor.dtype != DType::f16) {
+    throw Error(ErrorCode::model_format, checkpoint.source(name),
+                str("dtype of a norm, expected f32, bf16 or f16, got ", dtype_name(tensor.dtype)),
+                {.reason = "dtype", .tensor = name});
+  }
+  std::vector<float> gain(static_cast<std::size_t>(tensor.shape.count()));
+  for (std::size_t i = 0; i < gain.size(); ++i) {
+    gain[i] = read_element(tensor, static_cast<std::int64_t>(i));
+    if (!allow_nonfinite && !std::isfinite(gain[i])) {
+      throw Error(ErrorCode::model_format, checkpoint.source(name),
+                  str("element ", i, " is not finite; --allow-nonfinite loads it all the same"),
+                  {.reason = "non_finite", .tensor = name});
+    }
+  }
+  return gain;
+}
+
+}  // namespace
+
+WeightPlan plan_decoder(const ModelConfig& config, const Checkpoint& checkpoint, FormatWish wish,
+                        const BackendTraits& traits, Layout& layout) {
+  const std::int64_t hidden = config.hidden_size;
+  const std::int64_t inner = config.intermediate_size;
+  const std::int64_t q_rows = config.num_heads * config.head_dim;
+  const std::int64_t kv_rows = config.num_kv_heads * config.head_dim;
+  Planner plan(config, checkpoint, wish, traits, layout);
+
+  if (checkpoint.has("lm_head")) {
+    plan.weight("embed_tokens", {"embed_tokens"}, {config.vocab_size}, hidden, Role::embed);
+    plan.weight("lm_head", {"lm_head"}, {config.vocab_size}, hidden, Role::lm_head);
+  } else if (config.tied_embeddings) {
+    plan.weight("lm_head", {"embed_tokens"}, {config.vocab_size}, hidden, Role::lm_head);
+  } else {
+    throw Error(ErrorCode::model_format, checkpoint.source("embed_tokens"),
+                "the checkpoint has no lm_head and its config does not tie it to the embeddings",
+                {.reason = "missing_tensor", .tensor = "lm_head"});
+  }
+  for (std::int64_t l = 0; l < config.num_layers; ++l) {
+    auto name = [l](const char* tensor) { return layer_name(l, tensor); };
+    plan.norm(name("input_norm"));
+    plan.weight(name("qkv_proj"), {name("q_proj"), name("k_proj"), name("v_proj")},
+                {q_rows, kv_rows, kv_rows}, hidden, Role::qkv_proj);
+    plan.weight(name("o_proj"), {name("o_proj")}, {hidden}, q_rows, Role::o_proj);
+    plan.norm(name("post_norm"));
+    plan.weight(name("gate_up_proj"), {name("gate_proj"), name("up_proj")}, {inner, inner}, hidden,
+                Role::gate_up_proj);
+    plan.weight(name("down_proj"), {name("down_proj")}, {hidden}, inner, Role::down_proj);
+  }
+  plan.norm("norm");
+  return plan.take();
+}
+
+Weights::Weights(const WeightPlan& plan, const ModelConfig& config, const Checkpoint& checkpoint,
+                 Backend& backend, const Arena& arena, const LoadOptions& options) {
+  for (const NormEntry& entry : plan.norms) {
+    const std::vector<float> gain = read_norm(checkpoint, entry.name, options.allow_nonfinite);
+    const TensorView view = arena[entry.slice];
+    backend.upload(view.data, gain.data(), gain.size() * sizeof(float));
+    norms_.emplace_back(entry.name, Norm{view, static_cast<float>(config.norm_eps)});
+  }
+  std::size_t total = 0, done = 0;
+  for (const WeightEntry& entry : plan.weights) {
+    total += static_cast<std::size_t>(entry.slice.shape.count());
+  }
+  for (const WeightEntry& entry : plan.weights) {
+    HostWeight host;
+    host.allow_nonfinite = options.allow_nonfinite;
+    for (std::size_t i = 0; i < entry.parts.size(); ++i) {
+      HostWeight::Part part;
+      part.weight = checkpoint.tensor(entry.parts[i]);
+      part.source = checkpoint.source(entry.parts[i]);
+      const std::string scale = entry.parts[i] + ".weight_scale";
+      if (checkpoint.has(scale)) part.weight_scale = checkpoint.tensor(scale);
+      const bool rotary = entry.spec.role == Role::qkv_proj && i < 2;
+      part.rows = rotary ? checkpoint.row_order() : RowOrder::half_split;
+      host.parts.push_back(std::move(part));
+    }
+    weights_.emplace_back(entry.name, backend.pack(host, entry.spec, arena[entry.slice]));
+    done += static_cast<std::size_t>(entry.slice.shape.count());
+    if (options.progress) {
+      options.progress(static_cast<double>(done) / static_cast<double>(total));
+    }
+  }
+}
+
+bool Weights::has(const std::string& name) const {
+  return std::any_of(weights_.begin(), weights_.end(),
+                     [&](const auto& item) { return item.first == name; });
+}
+
+const Weight& Weights::weight(const std::string& name) const {
+  const auto found = std::find_if(weights_.begin(), weights_.end(),
+                                  [&](const auto& item) { return item.first == name; });
+  MM_CHECK(found != weights_.end(), "weights", "no weight ", name, " in the plan");
+  return found->second;
+}
+
+const Norm& Weights::norm(const std::string& name) const {
+  const auto found = std::find_if(norms_.begin(), norms_.end(),
+                                  [&](const auto& item) { return item.first == name; });
+  MM_CHECK(found != norms_.end(), "weights", "no norm ", name, " in the plan");
+  return found->second;
+}
+
+std::vector<LayerWeights> Weights::layers(std::int64_t count) const {
+  std::vector<LayerWeights> layers;
+  for (std::int64_t l = 0; l < count; ++l) {
+    auto name = [l](const char* tensor) { return layer_name(l, tensor); };
+    layers.push_back({norm(name("input_norm")), weight(name("qkv_proj")), weight(name("o_proj")),
+                      norm(name("post_norm")), weight(name("gate_up_proj")),
+                      weight(name("down_proj"))});
+  }
+  return layers;
+}
+
+}  // namespace mmengine

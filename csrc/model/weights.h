@@ -1,0 +1,69 @@
+// Weights: which packed weights a model has, where each will lie, and, later, the same list packed.
+// One list serves plan and loader. Immutable after load.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "backend/backend.h"
+#include "model/checkpoint.h"
+#include "model/config.h"
+
+namespace mmengine {
+
+struct LayerWeights {
+  Norm input_norm;
+  Weight qkv_proj, o_proj;
+  Norm post_norm;
+  Weight gate_up_proj, down_proj;
+};
+
+// The format weights are kept in; `stored` = as the checkpoint has them (f16 becomes f32, exact).
+enum class FormatWish : std::uint8_t { stored, f32, bf16, fp8 };
+
+struct WeightEntry {
+  std::string name;                // "layers.3.qkv_proj"
+  std::vector<std::string> parts;  // "layers.3.q_proj", ...
+  WeightSpec spec;
+  Slice slice;
+};
+
+struct NormEntry {
+  std::string name;
+  Slice slice;
+};
+
+struct WeightPlan {
+  std::vector<WeightEntry> weights;
+  std::vector<NormEntry> norms;
+  std::size_t bytes_per_token = 0;  // packed bytes that one generated token reads
+};
+
+// A tied head is one weight, "lm_head", that also serves as embedding table. Checks the shape of
+// every tensor against the config: Error{model_format}.
+WeightPlan plan_decoder(const ModelConfig& config, const Checkpoint& checkpoint, FormatWish wish,
+                        const BackendTraits& traits, Layout& layout);
+
+struct LoadOptions {
+  bool allow_nonfinite = false;
+  std::function<void(double fraction)> progress;  // may be empty; may throw to stop
+};
+
+class Weights {
+ public:
+  // Reads every tensor once, converts and packs it into the arena.
+  Weights(const WeightPlan& plan, const ModelConfig& config, const Checkpoint& checkpoint,
+          Backend& backend, const Arena& arena, const LoadOptions& options);
+  bool has(const std::string& name) const;
+  const Weight& weight(const std::string& name) const;
+  const Norm& norm(const std::string& name) const;
+  std::vector<LayerWeights> layers(std::int64_t count) const;
+
+ private:
+  std::vector<std::pair<std::string, Weight>> weights_;
+  std::vector<std::pair<std::string, Norm>> norms_;
+};
+
+}  // namespace mmengine

@@ -1,0 +1,99 @@
+#include "runtime/rank.h"
+
+#include <cmath>
+#include <utility>
+
+#include "model/rope.h"
+
+namespace mmengine {
+namespace {
+
+std::vector<KvView> layer_views(const Plan& plan, const Arena& arena) {
+  const TensorView pool = arena[plan.kv_blocks];
+  std::vector<KvView> views;
+  for (std::int64_t l = 0; l < plan.kv.num_layers; ++l) {
+    KvView view;
+    view.data = pool.rows(l, 1).as<std::byte>();
+    view.block_bytes = static_cast<std::int64_t>(plan.kv_layer_bytes);
+    view.dtype = plan.kv.dtype;
+    view.block_tokens = plan.kv.block_tokens;
+    view.num_kv_heads = static_cast<int>(plan.kv.num_kv_heads);
+    view.head_dim = static_cast<int>(plan.kv.head_dim);
+    views.push_back(view);
+  }
+  return views;
+}
+
+RopeTable upload_rope(const Plan& plan, const ModelConfig& config, const Arena& arena,
+                      Backend& backend) {
+  const TensorView cos = arena[plan.rope_cos], sin = arena[plan.rope_sin];
+  const auto count = static_cast<std::size_t>(cos.shape.count());
+  std::vector<float> host_cos(count), host_sin(count);
+  fill_rope_table(config.rope, config.head_dim, plan.limits.context_tokens, host_cos.data(),
+                  host_sin.data());
+  backend.upload(cos.data, host_cos.data(), count * sizeof(float));
+  backend.upload(sin.data, host_sin.data(), count * sizeof(float));
+  return {cos.as<float>(), sin.as<float>()};
+}
+
+}  // namespace
+
+Rank::Rank(const Plan& plan, const ModelConfig& config, const Checkpoint& checkpoint,
+           std::unique_ptr<Backend> backend, const LoadOptions& options)
+    : backend_(std::move(backend)),
+      device_(backend_->allocate(plan.device.bytes())),
+      weights_(
+          std::make_unique<Weights>(plan.decoder, config, checkpoint, *backend_, device_, options)),
+      step_(plan.step.bind_step(device_)),
+      slots_(plan.step.bind_slots(device_)),
+      input_(plan.step_input.bind(device_)),
+      output_(plan.sample_output.bind(device_)),
+      logits_(device_[plan.logits]) {
+  backend_->set_scratch(device_[plan.scratch]);
+  const LayerConstants constants{upload_rope(plan, config, device_, *backend_),
+                                 1.0f / std::sqrt(static_cast<float>(config.head_dim))};
+  decoder_ = std::make_unique<Decoder>(*backend_, config, *weights_, constants,
+                                       layer_views(plan, device_), plan.layer.bind(device_));
+}
+
+StepInput Rank::upload(const Batch& batch) {
+  const auto copy = [&](std::int32_t* to, const std::int32_t* from, int count) {
+    backend_->upload(to, from, static_cast<std::size_t>(count) * sizeof(std::int32_t));
+  };
+  copy(input_.row_id, batch.input.row_id, batch.rows);
+  copy(input_.cu_rows, batch.input.cu_rows, batch.sequences + 1);
+  copy(input_.slot, batch.input.slot, batch.sequences);
+  copy(input_.start, batch.input.start, batch.sequences);
+  copy(input_.cu_logits, batch.input.cu_logits, batch.sequences + 1);
+  copy(input_.logits_row, batch.input.logits_row, batch.logits_rows);
+  copy(input_.table_update, batch.input.table_update, 3 * batch.table_updates);
+  return input_;
+}
+
+void Rank::forward(const Batch& batch) {
+  step_.rows = batch.rows;
+  step_.sequences = batch.sequences;
+  step_.logits_rows = batch.logits_rows;
+  step_.table_updates = batch.table_updates;
+  const StepInput input = upload(batch);
+  backend_->begin({input, slots_, step_});
+  decoder_->forward(step_);
+  if (batch.logits_rows > 0) decoder_->logits(step_, logits_.rows(batch.logits_rows));
+}
+
+void Rank::sample(const Batch& batch, const SampleInput& input, const SampleOutput& out) {
+  const auto rows = static_cast<std::size_t>(batch.logits_rows);
+  if (rows > 0) backend_->sample({step_, logits_.rows(batch.logits_rows), input, output_});
+  backend_->accept({step_, output_.id, slots_});
+  backend_->download(out.id, output_.id, rows * sizeof(std::int32_t));
+  backend_->download(out.logprob, output_.logprob, rows * sizeof(float));
+  backend_->download(out.top_id, output_.top_id, rows * kMaxLogprobs * sizeof(std::int32_t));
+  backend_->download(out.top_logprob, output_.top_logprob, rows * kMaxLogprobs * sizeof(float));
+}
+
+void Rank::download_logits(const Batch& batch, float* host) {
+  const TensorView view = logits_.rows(batch.logits_rows);
+  backend_->download(host, view.data, static_cast<std::size_t>(view.shape.count()) * sizeof(float));
+}
+
+}  // namespace mmengine

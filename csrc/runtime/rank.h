@@ -1,0 +1,38 @@
+// Rank: one device's share of the engine: backend, weights, KV pool, slots. It computes Batches and
+// knows nothing of requests. Engine thread only.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "runtime/plan.h"
+
+namespace mmengine {
+
+class Rank {
+ public:
+  // Allocates the plan's memory and loads the weights into it.
+  Rank(const Plan& plan, const ModelConfig& config, const Checkpoint& checkpoint,
+       std::unique_ptr<Backend> backend, const LoadOptions& options);
+
+  void forward(const Batch& batch);  // up to the logits
+  // Samples and accepts the rows of the last forward; `out` is host memory.
+  void sample(const Batch& batch, const SampleInput& input, const SampleOutput& out);
+  void download_logits(const Batch& batch, float* host);  // of the last forward, [E, vocab]
+  Backend& backend() { return *backend_; }
+
+ private:
+  StepInput upload(const Batch& batch);
+
+  std::unique_ptr<Backend> backend_;
+  Arena device_;
+  std::unique_ptr<Weights> weights_;
+  std::unique_ptr<Decoder> decoder_;
+  Step step_;  // fixed addresses; launch shapes of the last forward
+  Slots slots_;
+  StepInput input_;
+  SampleOutput output_;
+  TensorView logits_;
+};
+
+}  // namespace mmengine

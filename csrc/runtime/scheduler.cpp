@@ -1,0 +1,161 @@
+#include "runtime/scheduler.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+
+namespace mmengine {
+
+Scheduler::Scheduler(const SchedulerOptions& options, KvCache& cache)
+    : options_(options), cache_(cache) {
+  const int needed = (options.max_context + cache.block_tokens() - 1) / cache.block_tokens();
+  MM_CHECK(cache.total_blocks() >= needed, "scheduler", "a pool of ", cache.total_blocks(),
+           " blocks cannot hold a sequence of ", options.max_context, " tokens");
+  for (int slot = options.limits.sequences - 1; slot >= 0; --slot) free_slots_.push_back(slot);
+}
+
+void Scheduler::submit(std::unique_ptr<Sequence> sequence) {
+  sequences_.push_back(std::move(sequence));
+}
+
+int Scheduler::num_waiting() const {
+  return static_cast<int>(std::count_if(sequences_.begin(), sequences_.end(), [](const auto& s) {
+    return s->status == Status::waiting;
+  }));
+}
+
+int Scheduler::num_running() const {
+  return static_cast<int>(std::count_if(sequences_.begin(), sequences_.end(), [](const auto& s) {
+    return s->status == Status::running;
+  }));
+}
+
+Sequence* Scheduler::end(RequestId id, FinishReason reason) {
+  for (const auto& sequence : sequences_) {
+    if (sequence->id == id && sequence->status != Status::finished) {
+      finish(*sequence, reason);
+      return sequence.get();
+    }
+  }
+  return nullptr;
+}
+
+void Scheduler::give_back(Sequence& sequence) {
+  cache_.release(sequence);
+  if (sequence.slot >= 0) free_slots_.push_back(sequence.slot);
+  sequence.slot = -1;
+  sequence.live = false;
+}
+
+void Scheduler::finish(Sequence& sequence, FinishReason reason) {
+  give_back(sequence);
+  sequence.status = Status::finished;
+  sequence.finish = reason;
+}
+
+void Scheduler::preempt(Sequence& sequence) {
+  give_back(sequence);
+  sequence.status = Status::waiting;
+  sequence.computed = 0;
+  ++sequence.preemptions;
+  ++preemptions_;
+}
+
+// Blocks for [0, tokens), taken from the youngest running sequences if need be. Those come later in
+// the order of arrival, so they have no span in this step yet.
+bool Scheduler::reserve(Sequence& sequence, int tokens) {
+  while (!cache_.reserve(sequence, tokens)) {
+    const auto youngest = std::find_if(sequences_.rbegin(), sequences_.rend(),
+                                       [](const auto& s) { return s->status == Status::running; });
+    if (youngest == sequences_.rend() || youngest->get() == &sequence) return false;
+    preempt(**youngest);
+  }
+  return true;
+}
+
+bool Scheduler::add_span(Sequence& sequence, Budget& budget, Schedule& schedule) {
+  Span span;
+  span.sequence = &sequence;
+  const int known = static_cast<int>(sequence.tokens.size());
+  if (sequence.live) {
+    span.start = kFromSlot;
+    span.rows = 1;
+  } else {
+    span.start = sequence.computed;
+    span.rows = std::min(known - sequence.computed, budget.prompt_rows);
+    if (sequence.logits) span.rows = std::min(span.rows, budget.logits_rows);
+  }
+  if (span.rows <= 0) return false;
+  span.samples = sequence.computed + span.rows == known;
+  span.first_logits = span.rows - (span.samples ? 1 : 0);
+  if (sequence.logits) {
+    span.first_logits = std::clamp(sequence.logits_sent - sequence.computed, 0, span.rows);
+  }
+  if (!reserve(sequence, sequence.computed + span.rows)) return false;
+
+  if (!sequence.live) budget.prompt_rows -= span.rows;
+  if (sequence.logits) budget.logits_rows -= span.rows;
+  span.table_begin = sequence.table_sent;
+  sequence.table_sent = static_cast<int>(sequence.block_table.size());
+  schedule.spans.push_back(span);
+  return true;
+}
+
+Schedule Scheduler::schedule() {
+  Schedule schedule;
+  // A row and a logits row of every slot are kept for those that generate.
+  Budget budget{options_.prefill_chunk, options_.limits.logits_rows - options_.limits.sequences};
+  for (const auto& owned : sequences_) {
+    Sequence& sequence = *owned;
+    if (sequence.status == Status::running) {
+      if (!add_span(sequence, budget, schedule) && sequence.live) preempt(sequence);
+    } else if (sequence.status == Status::waiting) {
+      // All that is known of it must fit beside those that run, or it would be computed in vain.
+      const int needed = static_cast<int>(sequence.tokens.size()) / cache_.block_tokens() + 1;
+      if (free_slots_.empty() || budget.prompt_rows == 0 || cache_.free_blocks() < needed) break;
+      sequence.status = Status::running;
+      sequence.slot = free_slots_.back();
+      free_slots_.pop_back();
+      if (!add_span(sequence, budget, schedule)) {
+        give_back(sequence);
+        sequence.status = Status::waiting;
+        break;
+      }
+    }
+  }
+  return schedule;
+}
+
+std::vector<Output> Scheduler::commit(const Schedule& schedule, const StepResult& result) {
+  std::vector<Output> outputs;
+  for (std::size_t i = 0; i < schedule.spans.size(); ++i) {
+    const Span& span = schedule.spans[i];
+    Sequence& sequence = *span.sequence;
+    sequence.computed += span.rows;
+    Output output;
+    output.sequence = &sequence;
+    output.first_logits = result.cu_logits[i];
+    output.row = result.cu_logits[i + 1] - 1;
+    if (sequence.logits) {
+      output.num_logits_rows = span.rows - span.first_logits;
+      sequence.logits_sent += output.num_logits_rows;
+      if (span.samples) finish(sequence, FinishReason::length);
+      if (output.num_logits_rows > 0) outputs.push_back(output);
+    } else if (span.samples) {
+      const std::int32_t token = result.out.id[output.row];
+      const FinishReason reason = sequence.append(token, options_.max_context);
+      sequence.live = true;
+      if (reason != FinishReason::running) finish(sequence, reason);
+      output.num_tokens = 1;
+      outputs.push_back(output);
+    }
+  }
+  return outputs;
+}
+
+void Scheduler::reap() {
+  std::erase_if(sequences_, [](const auto& s) { return s->status == Status::finished; });
+}
+
+}  // namespace mmengine

@@ -1,0 +1,64 @@
+// Scheduler: decides what the next step computes, and takes back what it found. Owns every
+// Sequence. Sees block ids, slots and token counts; never a device, never the runner. Engine thread
+// only.
+//
+// First come, first served: each step gives one row to every sequence that generates, and cuts the
+// prompts of the oldest others to `prefill_chunk` tokens together. When blocks run out, the
+// youngest running sequence gives up its KV and waits to be computed again; the pool holds at least
+// one sequence of max_context, so the oldest always advances.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "runtime/kv_cache.h"
+#include "runtime/sequence.h"
+
+namespace mmengine {
+
+struct SchedulerOptions {
+  StepLimits limits;
+  int max_context = 0;    // tokens of a sequence, prompt and answer
+  int prefill_chunk = 0;  // prompt tokens of a step
+};
+
+struct Output {  // one sequence's share of a commit
+  Sequence* sequence = nullptr;
+  int num_tokens = 0;       // the last of sequence->tokens
+  int first_logits = 0;     // row of the StepResult
+  int num_logits_rows = 0;  // only if the sequence asked for logits
+  int row = 0;              // row of the StepResult that yielded the token
+};
+
+class Scheduler {
+ public:
+  Scheduler(const SchedulerOptions& options, KvCache& cache);
+  void submit(std::unique_ptr<Sequence> sequence);
+  // Ends a request; returns it, or null if it is unknown or already finished.
+  Sequence* end(RequestId id, FinishReason reason);
+  Schedule schedule();
+  std::vector<Output> commit(const Schedule& schedule, const StepResult& result);
+  void reap();  // destroys finished sequences
+  bool idle() const { return sequences_.empty(); }
+  int num_waiting() const;
+  int num_running() const;
+  std::int64_t preemptions() const { return preemptions_; }
+
+ private:
+  struct Budget {
+    int prompt_rows, logits_rows;
+  };
+  bool add_span(Sequence& sequence, Budget& budget, Schedule& schedule);
+  bool reserve(Sequence& sequence, int tokens);
+  void preempt(Sequence& sequence);
+  void give_back(Sequence& sequence);
+  void finish(Sequence& sequence, FinishReason reason);
+
+  SchedulerOptions options_;
+  KvCache& cache_;
+  std::vector<std::unique_ptr<Sequence>> sequences_;  // by arrival
+  std::vector<int> free_slots_;
+  std::int64_t preemptions_ = 0;
+};
+
+}  // namespace mmengine

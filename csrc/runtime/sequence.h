@@ -1,0 +1,67 @@
+// The words both halves of the runtime share: Sequence (one generated answer), Schedule (what the
+// scheduler asks of a step) and StepResult (what the runner answers). Sequences are owned and
+// changed by the scheduler half, on the engine thread; the runner half reads them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/params.h"
+#include "mmengine/types.h"
+
+namespace mmengine {
+
+enum class Status : std::uint8_t { waiting, running, finished };
+
+struct Sequence {
+  RequestId id = 0;
+  SamplingParams sampling;
+  std::uint64_t seed = 0;
+  bool logits = false;                 // every prompt row yields logits, nothing is generated
+  std::vector<std::int32_t> stop_ids;  // ending tokens, the model's and the request's
+
+  // Progress. tokens[0, computed) have true KV.
+  std::vector<std::int32_t> tokens;  // prompt, then generated
+  int num_prompt_tokens = 0;
+  int computed = 0;
+
+  // Place
+  Status status = Status::waiting;
+  FinishReason finish = FinishReason::running;
+  int slot = -1;
+  bool live = false;  // the slot's pending token is its next one: fed from the device
+  std::vector<std::int32_t> block_table;
+  int table_sent = 0;  // leading entries of block_table that the runner has seen
+  int preemptions = 0;
+  int logits_sent = 0;  // leading rows whose logits were delivered, before a preemption, too
+
+  int num_generated() const { return static_cast<int>(tokens.size()) - num_prompt_tokens; }
+  // Ending tokens are not chosen before min_tokens.
+  bool bans_stops() const { return num_generated() < sampling.min_tokens; }
+  // Appends a generated token and decides whether it was the last.
+  FinishReason append(std::int32_t token, int max_context);
+};
+
+constexpr int kFromSlot = -1;
+
+struct Span {  // rows of one sequence in one step
+  Sequence* sequence = nullptr;
+  int start = 0;  // position of the first row, or kFromSlot: where the device is
+  int rows = 0;
+  int first_logits = 0;  // rows [first_logits, rows) get logits; = rows: none
+  bool samples = false;  // its last row yields a token
+  int table_begin = 0;   // block_table entries from here are new to the runner
+};
+
+struct Schedule {
+  std::vector<Span> spans;
+  bool empty() const { return spans.empty(); }
+};
+
+struct StepResult {  // host memory, valid until the next step
+  SampleOutput out;
+  const std::int32_t* cu_logits = nullptr;  // [S+1]
+  const float* logits = nullptr;            // [E, vocab]
+};
+
+}  // namespace mmengine

@@ -1,0 +1,50 @@
+// Engine: one loaded model and the requests that share it. Several engines may live in a process.
+// submit, cancel, finish, stats, close: any thread. step and run: one thread at a time (checked).
+// Standard library only, C++17.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "mmengine/error.h"
+#include "mmengine/export.h"
+#include "mmengine/types.h"
+
+namespace mmengine {
+
+class MM_EXPORT Engine {
+ public:
+  // A directory in HF or Mistral layout, or made by `mm-run convert`.
+  // Error{model_not_found | model_format | unsupported_model | resource | usage}.
+  static Engine load(const std::string& directory, const EngineOptions& options = {});
+  Engine(Engine&&) noexcept;
+  Engine& operator=(Engine&&) noexcept;
+  ~Engine();  // closes
+
+  RequestId submit(Request request);  // validates and queues; Error{request | overloaded}
+  void cancel(RequestId id);          // unknown or finished ids are ignored
+  void finish(RequestId id);          // ends it with reason "stop": a stop string was seen
+
+  bool step(const Sink& sink);  // one step; false = nothing left to do
+  void run(const Sink& sink);   // step until idle
+
+  EngineStats stats() const;
+  const MemoryPlan& plan() const;
+  const ModelInfo& info() const;
+  std::string description() const;  // "cpu, avx2, 2 threads"
+  int threads() const;
+  double
+  measure_read_bandwidth();  // bytes per second, of this machine's memory; not while stepping
+  void close();              // idempotent, any thread; later calls throw Error{engine_dead}
+
+ private:
+  struct Impl;
+  explicit Engine(std::unique_ptr<Impl> impl);
+  Impl& live() const;  // Error{engine_dead | fork}
+  std::unique_ptr<Impl> impl_;
+};
+
+// What a checkpoint directory holds, from its config and headers; no weight is read.
+MM_EXPORT ModelInfo inspect(const std::string& directory);
+
+}  // namespace mmengine

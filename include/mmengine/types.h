@@ -1,0 +1,117 @@
+// What crosses the boundary between a host program and the engine: plain data. Token ids are int32.
+// Standard library only, C++17.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace mmengine {
+
+using RequestId = std::uint64_t;
+
+enum class WeightDtype { automatic, f32, bf16, fp8 };  // automatic: as stored
+enum class KvDtype { automatic, f32, bf16 };           // automatic: f32 beside f32 weights, or bf16
+enum class FinishReason { running, stop, length, cancelled };
+
+struct EngineOptions {
+  std::string device = "auto";  // "auto" | "cpu" | "ref" (slow, the specification) | "cuda"
+  WeightDtype weight_dtype = WeightDtype::automatic;
+  KvDtype kv_dtype = KvDtype::automatic;
+  std::int64_t max_context = 0;       // tokens; 0 = the most that the memory plan allows
+  int max_batch = 0;                  // sequences running at once; 0 = 16
+  int prefill_chunk = 0;              // most prompt tokens computed in one step; 0 = 256
+  std::int64_t kv_blocks = 0;         // size of the KV pool; 0 = the plan's choice
+  std::int64_t memory_bytes = 0;      // what may be used; 0 = what is available now
+  int threads = 0;                    // 0 = the processors this process may use
+  std::optional<std::uint64_t> seed;  // of requests without a seed; absent = from the system
+  bool allow_nonfinite = false;       // load weights that hold NaN or infinity
+  std::string instruction_set;        // cpu: "" = the best of this machine | "scalar" | "avx2"
+  std::function<void(double fraction)> progress;  // while loading; may throw to stop
+};
+
+struct SamplingParams {
+  int max_tokens = -1;                                   // -1 = until end of sequence or context
+  int min_tokens = 0;                                    // no ending token is chosen before
+  float temperature = 0.0f, top_p = 1.0f, min_p = 0.0f;  // temperature 0 = greedy
+  int top_k = 0;                                         // 0 = all
+  std::optional<std::uint64_t> seed;
+  int logprobs = -1;  // -1 = none, else how many alternatives (at most 20)
+  bool ignore_eos = false;
+  std::vector<std::int32_t> stop_token_ids;
+};
+
+struct Request {
+  std::vector<std::int32_t> token_ids;
+  SamplingParams sampling;
+  bool logits = false;  // no generation: the logits of every prompt token reach the sink
+};
+
+struct TokenLogprob {
+  std::int32_t token = 0;
+  float logprob = 0;  // natural log
+};
+
+struct Usage {
+  int prompt_tokens = 0, completion_tokens = 0;
+};
+
+// What one step added to one request. Pointers are valid during the sink call only.
+struct StepOutput {
+  RequestId id = 0;
+  const std::int32_t* token_ids = nullptr;  // an ending token is included
+  std::size_t num_tokens = 0;
+  const TokenLogprob* logprobs = nullptr;  // [num_tokens, num_logprobs], the chosen token first
+  std::size_t num_logprobs = 0;            // 1 + alternatives; 0: none asked for
+  const float* logits = nullptr;           // [num_logits_rows, vocab_size]
+  std::size_t num_logits_rows = 0;
+  FinishReason finish = FinishReason::running;
+  Usage usage;
+};
+
+using Sink = std::function<void(const StepOutput&)>;
+
+struct EngineStats {
+  std::int64_t steps = 0, prompt_tokens = 0, generated_tokens = 0, preemptions = 0;
+  std::int64_t kv_blocks_total = 0, kv_blocks_free = 0, kv_blocks_used = 0;
+  int requests_running = 0, requests_waiting = 0;
+};
+
+// Where the bytes go. Regions are the very list the loader allocates from.
+struct MemoryPlan {
+  struct Region {
+    std::string name;
+    std::int64_t bytes = 0;
+  };
+  std::vector<Region> regions;
+  std::int64_t weights_bytes = 0;    // as stored in the checkpoint
+  std::int64_t resident_bytes = 0;   // all regions
+  std::int64_t bytes_per_token = 0;  // weights that one generated token reads
+  std::int64_t kv_bytes_per_token_f32 = 0, kv_bytes_per_token_bf16 = 0;
+  std::int64_t kv_blocks = 0, kv_block_tokens = 0, max_context = 0;
+  KvDtype kv_dtype = KvDtype::bf16;  // resolved
+};
+
+struct ModelInfo {
+  std::string architecture, layout;  // layout: "hf" | "mistral"
+  std::int64_t hidden_size = 0, intermediate_size = 0, vocab_size = 0;
+  std::int64_t num_layers = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0;
+  std::int64_t max_context = 0;
+  double rope_theta = 0, norm_eps = 0;
+  bool tied_embeddings = false;
+  std::vector<std::int32_t> eos_ids;
+  std::string weight_dtype;  // "f32", "bf16", "fp8": the format of most weights
+  std::int64_t weights_bytes = 0;
+  std::vector<std::string> warnings;
+  struct Tensor {
+    std::string name, dtype;
+    std::vector<std::int64_t> shape;
+  };
+  std::vector<Tensor> tensors;  // under the engine's names; empty unless inspected
+};
+
+}  // namespace mmengine

@@ -1,0 +1,66 @@
+"""mmengine: an inference engine for Mistral Medium 3.5 and its dense relatives.
+
+>>> import mmengine
+>>> with mmengine.Engine("smollm2") as engine:
+...     print(engine.generate("The sky is", mmengine.SamplingParams(max_tokens=8)).text)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmengine.errors import (
+    CancelledError,
+    EngineDeadError,
+    Error,
+    ForkError,
+    ModelFormatError,
+    ModelNotFoundError,
+    OutputError,
+    OverloadedError,
+    RequestError,
+    ResourceError,
+    UnsupportedModelError,
+    UsageError,
+)
+from mmengine.outputs import Completion, Delta, EngineStats, MemoryPlan, TokenLogprob, Usage
+from mmengine.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from mmengine.engine import Engine, inspect
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CancelledError",
+    "Completion",
+    "Delta",
+    "Engine",
+    "EngineDeadError",
+    "EngineStats",
+    "Error",
+    "ForkError",
+    "MemoryPlan",
+    "ModelFormatError",
+    "ModelNotFoundError",
+    "OutputError",
+    "OverloadedError",
+    "RequestError",
+    "ResourceError",
+    "SamplingParams",
+    "TokenLogprob",
+    "UnsupportedModelError",
+    "Usage",
+    "UsageError",
+    "__version__",
+    "inspect",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The engine is imported when it is first asked for: `mm-run --help` need not wait for it."""
+    if name in ("Engine", "inspect"):
+        from mmengine import engine
+
+        return getattr(engine, name)
+    raise AttributeError(f"module 'mmengine' has no attribute {name!r}")

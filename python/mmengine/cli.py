@@ -1,0 +1,135 @@
+"""mm-run: parses the command line, runs one verb, and turns every failure into an exit code.
+
+An Error prints as one sentence on stderr with its own exit code; anything else is a bug of ours,
+told in one sentence with exit code 70. --debug adds the traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mmengine.cli_options import build_parser, engine_options, fill
+from mmengine.cli_output import Output, discard_stdout, note
+from mmengine.cli_signals import SignalGuard, Terminated
+from mmengine.errors import Error, ResourceError
+from mmengine.settings import load_settings
+
+if TYPE_CHECKING:
+    from mmengine.engine import Engine
+
+EngineFactory = Callable[..., "Engine"]
+OpenEngine = Callable[..., "Engine"]
+
+_EXIT_SOFTWARE = 70
+_EXIT_SIGPIPE = 141
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
+
+
+def main(argv: Sequence[str] | None = None, *, engine_factory: EngineFactory | None = None) -> int:
+    """Runs mm-run with `argv` (default: the process's) and returns the exit code.
+
+    `engine_factory` replaces mmengine.Engine, for tests.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    with SignalGuard() as guard:
+        try:
+            return _run(arguments, engine_factory, guard)
+        except Terminated:
+            note("mm-run: terminated", style="red")
+            return 143
+        except KeyboardInterrupt:
+            note("mm-run: interrupted", style="red")
+            return 130
+        except BrokenPipeError:
+            discard_stdout()
+            return _EXIT_SIGPIPE
+        except Exception as error:
+            return _report(error, debug)
+
+
+def _run(arguments: list[str], factory: EngineFactory | None, guard: SignalGuard) -> int:
+    output = Output()
+    parser = build_parser()
+    try:
+        args = parser.parse_args(arguments)
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    if args.verb is None:
+        output.write(parser.format_help())
+        return 0
+    if getattr(args, "debug", False):
+        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+    fill(args, load_settings(os.environ))
+    _verb(args, _opener(factory), output, guard)
+    return 0
+
+
+def _verb(
+    args: argparse.Namespace, open_engine: OpenEngine, output: Output, guard: SignalGuard
+) -> None:
+    """Runs the verb; its module is imported here, so that --help imports none of them."""
+    if args.verb == "generate":
+        from mmengine import cli_generate
+
+        cli_generate.run(args, open_engine, output)
+    elif args.verb == "chat":
+        from mmengine import cli_chat
+
+        cli_chat.run(args, open_engine, output, guard)
+    elif args.verb in ("perplexity", "bench"):
+        from mmengine import cli_measure
+
+        verb = cli_measure.run_perplexity if args.verb == "perplexity" else cli_measure.run_bench
+        verb(args, open_engine, output)
+    else:
+        from mmengine import cli_models
+
+        verbs = {
+            "convert": cli_models.run_convert,
+            "fetch": cli_models.run_fetch,
+            "inspect": cli_models.run_inspect,
+        }
+        verbs[args.verb](args, output)
+
+
+def _opener(factory: EngineFactory | None) -> OpenEngine:
+    def open_engine(args: argparse.Namespace, **extra: Any) -> Engine:
+        create = factory
+        if create is None:
+            from mmengine.engine import Engine
+
+            create = Engine
+        engine = create(args.model, **{**extra, **engine_options(args)})
+        for warning in engine.warnings:
+            note(f"mm-run: warning: {warning}", style="yellow")
+        return engine
+
+    return open_engine
+
+
+def _report(error: Exception, debug: bool) -> int:
+    if debug:
+        note("".join(traceback.format_exception(error)).rstrip(), style="")
+    if isinstance(error, Error):
+        message, code = str(error), error.exit_code
+    elif isinstance(error, MemoryError):
+        message = "not enough memory; choose a smaller --max-context, --max-batch or model"
+        code = ResourceError.exit_code
+    else:
+        detail = _ADDRESS.sub("0x...", " ".join(str(error).split()))
+        message = f"unexpected {type(error).__name__}: {detail}; run again with --debug"
+        code = _EXIT_SOFTWARE
+    note(f"mm-run: {message}", style="red")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""mm-run generate: one prompt streamed to stdout, or a file of prompts answered as a batch.
+
+Options and prompts are checked before the model is opened, so that a mistake costs no load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from mmengine.cli_answer import Answer, Prompt
+from mmengine.cli_options import check_positional, sampling_params
+from mmengine.cli_output import Output, checked_text, note, read_text
+from mmengine.errors import RequestError, UsageError
+from mmengine.messages import quoted
+
+if TYPE_CHECKING:
+    from mmengine.cli import OpenEngine
+    from mmengine.engine import Engine
+    from mmengine.sampling import SamplingParams
+
+
+def run(args: argparse.Namespace, open_engine: OpenEngine, output: Output) -> None:
+    """Runs the verb; every failure is an mmengine Error or an OSError of stdout."""
+    check_positional(args)
+    if args.raw and args.system is not None:
+        raise UsageError("--system: needs the chat format, which --raw switches off")
+    if args.logprobs is not None and not args.json:
+        raise UsageError("--logprobs: is printed with --json only; add --json")
+    params = sampling_params(args, args.seed)
+    prompts = _read_prompts(args)
+    with open_engine(args) as engine:
+        ready = [_formatted(engine, prompt, args) for prompt in prompts]
+        if args.prompts is None:
+            _stream(engine, ready[0], params, args, output)
+        else:
+            _batch(engine, ready, params, args, output)
+
+
+def _stream(
+    engine: Engine, prompt: Prompt, params: SamplingParams, args: argparse.Namespace, output: Output
+) -> None:
+    answer = Answer()
+    try:
+        answer.run(engine, prompt, params, (lambda text: None) if args.json else output.write_text)
+    except KeyboardInterrupt:
+        _finish(answer, args, output)
+        raise
+    except BrokenPipeError:
+        raise
+    except BaseException:
+        output.end_line()
+        raise
+    _finish(answer, args, output)
+    if args.stats:
+        note(answer.summary(engine))
+
+
+def _finish(answer: Answer, args: argparse.Namespace, output: Output) -> None:
+    if args.json:
+        output.write_json(answer.as_json())
+    elif not answer.text:
+        output.write("\n")
+    else:
+        output.end_line()
+
+
+def _batch(
+    engine: Engine,
+    prompts: list[Prompt],
+    params: SamplingParams,
+    args: argparse.Namespace,
+    output: Output,
+) -> None:
+    started_at = time.monotonic()
+    completions = engine.generate(prompts, params)
+    total_s = time.monotonic() - started_at
+    for index, done in enumerate(completions):
+        if args.json:
+            fields = {
+                "text": done.text,
+                "token_ids": done.token_ids,
+                "finish_reason": done.finish_reason,
+                "logprobs": done.logprobs,
+                "usage": done.usage,
+                "timings": {**Answer().timings(), "total_s": total_s},
+            }
+            output.write_json(fields)
+            continue
+        text = done.text
+        if engine.tokenizer is None:
+            text = " ".join(str(token) for token in done.token_ids)
+        output.write("\n" if index else "")
+        output.write_text(text if text.endswith("\n") else text + "\n")
+    if args.stats:
+        usages = [dataclasses.asdict(done.usage) for done in completions]
+        prompt_tokens = sum(usage["prompt_tokens"] for usage in usages)
+        generated = sum(usage["completion_tokens"] for usage in usages)
+        note(
+            f"{len(prompts)} prompts, {prompt_tokens} tokens | generated {generated} tokens in "
+            f"{total_s:.2f} s, {generated / max(total_s, 1e-9):.1f} tok/s | "
+            f"{engine.weight_dtype} weights | {engine.description}"
+        )
+
+
+def _read_prompts(args: argparse.Namespace) -> list[Prompt]:
+    if args.prompts is not None:
+        text = read_text(args.prompts, "--prompts")
+        prompts = _parse_prompts(text, args.prompts)
+        if not prompts:
+            raise RequestError(f"--prompts: {quoted(args.prompts)} is empty", param="prompt")
+        return prompts
+    if args.prompt is not None:
+        prompt = checked_text(args.prompt, "-p")
+        where = "-p"
+    elif args.file is not None or args.stdin is not None:
+        where = "-f" if args.file is not None else "-"
+        prompt = read_text(args.file or "-", where)
+        # The newline that ends a text file is not meant as part of the prompt.
+        prompt = prompt.removesuffix("\n").removesuffix("\r")
+    else:
+        raise UsageError("no prompt; give -p TEXT, -f FILE, --prompts FILE or - for stdin")
+    if not prompt:
+        raise RequestError(f"{where}: the prompt is empty", param="prompt")
+    return [prompt]
+
+
+def _parse_prompts(text: str, name: str) -> list[Prompt]:
+    lines = [(number, line.strip("\r")) for number, line in enumerate(text.split("\n"), start=1)]
+    lines = [(number, line) for number, line in lines if line.strip()]
+    if not name.endswith(".jsonl"):
+        return [line for _, line in lines]
+    return [_parse_json_prompt(line, f"--prompts: {quoted(name)} line {n}") for n, line in lines]
+
+
+def _parse_json_prompt(line: str, where: str) -> Prompt:
+    try:
+        value: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{where}: not valid JSON: {error}", param="prompt") from error
+    if isinstance(value, dict) and len(value) == 1:
+        messages = value.get("messages")
+        if isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages):
+            return messages
+        value = value.get("prompt")
+    if isinstance(value, str) and value:
+        return checked_text(value, where)
+    if isinstance(value, list) and value and all(type(token) is int for token in value):
+        return value
+    raise RequestError(
+        f'{where}: expected a text, a list of token ids, {{"prompt": ...}} or '
+        f'{{"messages": [...]}}, got {quoted(line)}',
+        param="prompt",
+    )
+
+
+def _formatted(engine: Engine, prompt: Prompt, args: argparse.Namespace) -> Prompt:
+    if not isinstance(prompt, str):
+        return prompt
+    if engine.tokenizer is None:
+        raise UsageError(
+            f"{engine.model_name}: has no tokenizer, so it takes token ids, not text; "
+            "give lists of ids with --prompts FILE.jsonl"
+        )
+    if args.raw or engine.chat_format is None:
+        if args.system is not None:
+            raise UsageError(f"--system: {engine.model_name} has no chat format")
+        return prompt
+    messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
+    if args.system is not None:
+        messages.insert(0, {"role": "system", "content": checked_text(args.system, "--system")})
+    return messages

@@ -1,0 +1,98 @@
+"""mm-run perplexity and mm-run bench: tables on stdout or JSON, the running state on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from mmengine.cli_output import Output, read_text
+from mmengine.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mmengine.bench import Bench
+    from mmengine.cli import OpenEngine
+    from mmengine.engine import Engine
+
+
+def run_perplexity(args: argparse.Namespace, open_engine: OpenEngine, output: Output) -> None:
+    """Runs the verb; the text is read before the model is opened."""
+    from mmengine.perplexity import measure_perplexity
+
+    text = read_text(args.text, "--text")
+    with open_engine(args) as engine:
+        if engine.tokenizer is None:
+            raise UsageError(f"{engine.model_name}: has no tokenizer, so it cannot read a text")
+        ids = engine.tokenizer.encode(text)[: args.max_tokens]
+        with _status("perplexity") as update:
+            result = measure_perplexity(
+                engine, ids, args.stride, lambda done: update(f"{done} of {len(ids) - 1} tokens")
+            )
+    if args.json:
+        output.write_json(result)
+    else:
+        output.write(
+            f"perplexity {result.perplexity:.4f} over {result.tokens} tokens "
+            f"(mean negative log-likelihood {result.nll:.6f})\n"
+        )
+
+
+def run_bench(args: argparse.Namespace, open_engine: OpenEngine, output: Output) -> None:
+    """Runs the verb; the engine has room for the largest batch unless --max-batch says less."""
+    from mmengine import bench
+
+    with open_engine(args, max_batch=max(args.batch)) as engine:
+        with _status("bench") as update:
+            result = bench.run_bench(
+                engine,
+                prompt_tokens=args.prompt_tokens,
+                gen_tokens=args.gen_tokens,
+                batches=args.batch,
+                repeat=args.repeat,
+                on_run=update,
+            )
+        if args.json:
+            output.write_json(result.as_json(engine))
+        else:
+            output.draw(lambda console: _print_bench(console, result, engine))
+
+
+def _print_bench(console: Console, result: Bench, engine: Engine) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{engine.model_name}, {engine.weight_dtype} weights, {engine.description}")
+    for name in ("phase", "prompt", "gen", "batch", "tok/s", "spread", "ms/token", "GB/s", "limit"):
+        table.add_column(name, justify="left" if name == "phase" else "right")
+    for row, spread in zip(result.rows, result.spreads, strict=True):
+        table.add_row(
+            row.phase,
+            str(row.prompt_tokens),
+            str(row.gen_tokens),
+            str(row.batch),
+            f"{row.tokens_per_s:.1f}",
+            f"{100 * spread:.0f}%",
+            f"{row.ms_per_token:.2f}",
+            "-" if row.gbytes_per_s is None else f"{row.gbytes_per_s:.1f}",
+            "-" if row.percent_of_limit is None else f"{row.percent_of_limit:.0f}%",
+        )
+    console.print(table)
+    console.print(
+        f"Medians; spread is (slowest - fastest) / median; limit is the measured read bandwidth, "
+        f"{result.read_bytes_per_s / 1e9:.1f} GB/s."
+    )
+
+
+@contextmanager
+def _status(title: str) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that tells what runs, gone at the end; nothing without a terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(title) as status:
+        yield lambda text: status.update(f"{title}: {text}")

@@ -1,0 +1,153 @@
+"""What every kind of source gives to the converter: one model in the Mistral layout's words.
+
+A source has the parameters of params.json, checked here once, and a reader for each tensor of the
+native layout. Readers give float32 rows on demand, so that no tensor is ever held whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmengine.errors import ModelFormatError, UnsupportedModelError
+from mmengine.messages import quoted
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Rows = npt.NDArray[np.float32]
+
+_MAX_MESSAGE_NAMES = 8
+
+# Field: (least, most). Far above every real model; they keep numbers of a file from driving work.
+_RANGES = {
+    "dim": (1, 1 << 20),
+    "n_layers": (1, 1024),
+    "n_heads": (1, 4096),
+    "n_kv_heads": (1, 4096),
+    "head_dim": (2, 1024),
+    "hidden_dim": (1, 1 << 22),
+    "vocab_size": (1, 1 << 24),
+    "max_position_embeddings": (1, 1 << 30),
+}
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """A matrix [rows, columns] or a vector (shape of rank 1, read as one row)."""
+
+    shape: tuple[int, ...]
+    label: str  # "FILE: TENSOR", for messages
+    read: Callable[[int, int], Rows]  # rows [start, stop) as float32 [stop - start, columns]
+    row_step: int = 1  # start and stop are multiples of this
+
+
+@dataclass
+class Source:
+    """A model to convert; `close` releases its files."""
+
+    name: str
+    inputs: list[Path]  # every file that is read, for the manifest
+    params: dict[str, Any]  # params.json without "quantization"
+    tensors: dict[str, SourceTensor]  # by native name, in the order of the output
+    texts: dict[str, bytes]  # tokenizer files to write
+    close: Callable[[], None] = field(default=lambda: None)
+
+
+def native_shapes(params: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Native tensor name -> shape for checked `params`; vectors first, then matrices by layer."""
+    dim, hidden = params["dim"], params["hidden_dim"]
+    query = params["n_heads"] * params["head_dim"]
+    key = params["n_kv_heads"] * params["head_dim"]
+    layers = range(params["n_layers"])
+    shapes: dict[str, tuple[int, ...]] = {"norm.weight": (dim,)}
+    for layer in layers:
+        shapes[f"layers.{layer}.attention_norm.weight"] = (dim,)
+        shapes[f"layers.{layer}.ffn_norm.weight"] = (dim,)
+    shapes["tok_embeddings.weight"] = (params["vocab_size"], dim)
+    for layer in layers:
+        shapes[f"layers.{layer}.attention.wq.weight"] = (query, dim)
+        shapes[f"layers.{layer}.attention.wk.weight"] = (key, dim)
+        shapes[f"layers.{layer}.attention.wv.weight"] = (key, dim)
+        shapes[f"layers.{layer}.attention.wo.weight"] = (dim, query)
+        shapes[f"layers.{layer}.feed_forward.w1.weight"] = (hidden, dim)
+        shapes[f"layers.{layer}.feed_forward.w2.weight"] = (dim, hidden)
+        shapes[f"layers.{layer}.feed_forward.w3.weight"] = (hidden, dim)
+    if not params["tied_embeddings"]:
+        shapes["output.weight"] = (params["vocab_size"], dim)
+    return shapes
+
+
+def check_params(params: dict[str, Any], file: str) -> None:
+    """Types and ranges of every field, so that later code may compute with them."""
+
+    def bad(name: str, expected: str) -> ModelFormatError:
+        return ModelFormatError(
+            f"{file}: {name} is {quoted(params.get(name))}, expected {expected}",
+            where=file,
+            code="config",
+            file=file,
+        )
+
+    for name, (least, most) in _RANGES.items():
+        if name not in params:
+            if name == "max_position_embeddings":  # older params.json files lack it
+                continue
+            raise bad(name, f"{least} to {most}")
+        if type(params[name]) is not int or not least <= params[name] <= most:
+            raise bad(name, f"{least} to {most}")
+    for name in ("norm_eps", "rope_theta"):
+        value = params.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise bad(name, "a number")
+        if not math.isfinite(value) or not value > 0:
+            raise bad(name, "a finite number above 0")
+    if params["head_dim"] % 2:
+        raise bad("head_dim", "an even number")
+    if params["n_heads"] % params["n_kv_heads"]:
+        raise bad("n_heads", f"a multiple of n_kv_heads ({params['n_kv_heads']})")
+    if type(params.get("tied_embeddings")) is not bool:
+        raise bad("tied_embeddings", "true or false")
+
+
+def check_names(found: Iterable[str], needed: Iterable[str], file: str) -> None:
+    """All tensors there (else ModelFormatError naming them), none besides (UnsupportedModelError).
+
+    An extra tensor is a part of an architecture that would be left out silently.
+    """
+    missing = sorted(set(needed) - set(found))
+    if missing:
+        raise ModelFormatError(
+            f"{file}: {len(missing)} tensors are missing: {_listed(missing)}",
+            where=file,
+            code="missing_tensor",
+            file=file,
+            tensor=missing[0],
+        )
+    extra = sorted(set(found) - set(needed))
+    if extra:
+        raise UnsupportedModelError(
+            f"{file}: tensors of an unknown architecture: {_listed(extra)}, "
+            "expected a dense Llama or Mistral model",
+            where=file,
+            file=file,
+            tensor=extra[0],
+        )
+
+
+def check_shape(label: str, name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """ModelFormatError unless the two shapes are equal."""
+    if got != expected:
+        raise ModelFormatError(
+            f"{label}: shape {list(got)}, expected {list(expected)}", code="shape", tensor=name
+        )
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(quoted(name) for name in names[:_MAX_MESSAGE_NAMES])
+    more = len(names) - _MAX_MESSAGE_NAMES
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,201 @@
+"""Driver: the one thread that steps a core engine, and the requests that wait for it.
+
+Requests come from any thread; their results are put into queues by the driver's thread, which is
+never interrupted by signals. It holds no reference to the Engine object, so that an engine nobody
+uses any more is closed.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from mmengine.errors import EngineDeadError, Error, ForkError
+from mmengine.outputs import Delta, TokenLogprob, Usage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mmengine.stopping import TextStream
+
+
+class Handle:
+    """One submitted request: its results, in order, from the driver's thread."""
+
+    def __init__(self, driver: Driver, text: TextStream) -> None:
+        self.id = 0
+        self._driver = driver
+        self._text = text
+        self._queue: queue.SimpleQueue[Delta | NDArray[np.float32] | BaseException] = (
+            queue.SimpleQueue()
+        )
+        self._tokens = 0
+        self._ended = False  # read and written by the consumer
+
+    def deltas(self) -> Iterator[Delta]:
+        """Every Delta; leaving the loop early cancels the request."""
+        try:
+            while not self._ended:
+                item = self._next()
+                if isinstance(item, Delta):
+                    self._ended = item.finish_reason is not None
+                    yield item
+        finally:
+            self.cancel()
+
+    def logits(self) -> Iterator[NDArray[np.float32]]:
+        """Blocks of logits [rows, vocab_size], in the order of the prompt."""
+        try:
+            while not self._ended:
+                item = self._next()
+                if isinstance(item, Delta):
+                    self._ended = item.finish_reason is not None
+                else:
+                    yield item
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Ends the request if it runs; its blocks are given back within two steps."""
+        if not self._ended:
+            self._driver.cancel(self.id)
+
+    def _next(self) -> Delta | NDArray[np.float32]:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            self._ended = True
+            raise item
+        return item
+
+    # Called by the driver's thread.
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the request: `error` is raised where its results are awaited."""
+        self._queue.put(error)
+
+    def receive(self, output: Any, finish: str | None) -> bool:
+        """Takes what a step added; true when the request has ended."""
+        if (logits := output.take_logits()) is not None:
+            self._queue.put(logits)
+        token_ids: list[int] = output.token_ids
+        self._tokens += len(token_ids)
+        text = "".join(self._text.push(token) for token in token_ids)
+        if self._text.stopped and finish is None:
+            self._driver.finish(self.id)
+        if self._text.stopped:
+            finish = "stop"
+        if finish is not None:
+            text += self._text.finish()
+        usage = Usage(output.prompt_tokens, self._tokens) if finish is not None else None
+        pairs: list[tuple[int, float]] = output.logprobs
+        logprobs = [TokenLogprob(*pairs[0], top=pairs[1:])] if pairs else None
+        self._queue.put(Delta(text, token_ids, logprobs, finish, usage))
+        return finish is not None
+
+
+class Driver:
+    """Steps `core` while there is work. All methods: any thread."""
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+        self._handles: dict[int, Handle] = {}
+        self._process = os.getpid()
+        # Reentrant: a collected generator may cancel its request inside any of these blocks.
+        self._lock = threading.RLock()
+        self._work = threading.Condition(self._lock)
+        self._has_work = False
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="mmengine", daemon=True)
+        self._thread.start()
+
+    def submit(self, token_ids: list[int], params: Any, text: TextStream, logits: bool) -> Handle:
+        """Queues a request. Raises RequestError, OverloadedError, EngineDeadError."""
+        if os.getpid() != self._process:  # the lock may have been held when the process forked
+            raise ForkError(
+                "engine: it was loaded before fork() and cannot be used in the child process; load "
+                'it there, or start the process with the "spawn" method',
+                where="engine",
+            )
+        handle = Handle(self, text)
+        with self._work:
+            handle.id = self._core.submit(token_ids, params, logits)
+            self._handles[handle.id] = handle
+            self._wake()
+        return handle
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request; unknown and finished ones are ignored."""
+        if os.getpid() != self._process:
+            return
+        with self._work:
+            if request_id in self._handles and not self._closing:
+                self._core.cancel(request_id)
+                self._wake()
+
+    def finish(self, request_id: int) -> None:
+        """Ends a request whose stop text was seen."""
+        with self._work:
+            if not self._closing:
+                self._core.finish(request_id)
+                self._wake()
+
+    def close(self) -> None:
+        """Stops stepping and frees the engine; waiting requests get EngineDeadError. Idempotent."""
+        if os.getpid() != self._process:
+            return
+        with self._work:
+            self._closing = True
+            self._work.notify_all()
+        self._core.close()  # waits for the step that runs
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        self._fail_all(EngineDeadError("engine: it was closed", where="engine", code="closed"))
+
+    def _wake(self) -> None:
+        self._has_work = True
+        self._work.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._work:
+                while not self._has_work and not self._closing:
+                    self._work.wait()
+                if self._closing:
+                    return
+                self._has_work = False
+            try:
+                self._step_until_idle()
+            except Error as error:
+                if not self._closing:
+                    self._fail_all(error)
+            except Exception as error:
+                self._fail_all(EngineDeadError(f"engine: {error!r}", where="engine"))
+                raise
+
+    def _step_until_idle(self) -> None:
+        more = True
+        while more and not self._closing:
+            more, outputs = self._core.step()
+            for output in outputs:
+                self._dispatch(output)
+
+    def _dispatch(self, output: Any) -> None:
+        with self._lock:
+            handle = self._handles.get(output.id)
+        if handle is None:  # ended by a stop text; the engine had one more step under way
+            return
+        finish = output.finish.name
+        if handle.receive(output, None if finish == "running" else finish):
+            with self._lock:
+                self._handles.pop(output.id, None)
+
+    def _fail_all(self, error: BaseException) -> None:
+        with self._lock:
+            handles = list(self._handles.values())
+            self._handles.clear()
+        for handle in handles:
+            handle.fail(error)

@@ -1,0 +1,431 @@
+"""Engine: text in, text out, on the C++ core. The only module that imports `_core`.
+
+Any thread may use an engine; several engines may live in one process. Prompts are text, token ids
+(a list of ints is one prompt) or chat messages; a list of prompts is a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+
+from mmengine import _core, cache
+from mmengine.driver import Driver, Handle
+from mmengine.errors import ModelFormatError, RequestError, UsageError
+from mmengine.messages import quoted
+from mmengine.outputs import Completion, Delta, EngineStats, MemoryPlan
+from mmengine.progress import bar
+from mmengine.sampling import SamplingParams
+from mmengine.stopping import TextStream
+from mmengine.tokenizer import Detokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mmengine.chat import ChatFormat
+
+T = TypeVar("T")
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+
+_log = logging.getLogger("mmengine")
+
+_WEIGHT_DTYPES = {
+    "auto": _core.WeightDtype.automatic,
+    "f32": _core.WeightDtype.f32,
+    "bf16": _core.WeightDtype.bf16,
+    "fp8": _core.WeightDtype.fp8,
+}
+_KV_DTYPES = {
+    "auto": _core.KvDtype.automatic,
+    "f32": _core.KvDtype.f32,
+    "bf16": _core.KvDtype.bf16,
+}
+
+
+class Engine:
+    """One loaded model. Use as a context manager, or call close()."""
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = "smollm2",
+        *,
+        device: str = "auto",
+        weight_dtype: str = "auto",
+        kv_dtype: str = "auto",
+        max_context: int | None = None,
+        max_batch: int | None = None,
+        draft: str | None = None,
+        num_draft_tokens: int | None = None,
+        prefix_cache: bool = True,
+        text_only: bool = False,
+        deterministic: bool | None = None,
+        tensor_parallel: int = 1,
+        threads: int | None = None,
+        seed: int | None = None,
+        progress: bool | None = None,
+        prefill_chunk: int | None = None,
+        kv_blocks: int | None = None,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        """Loads a model.
+
+        model: a directory (HF or Mistral layout, or made by `mm-run convert`), a GGUF file, a hub
+            repository id, or "smollm2", the demo model; the latter three go through the cache.
+        device: "auto", "cpu", or "ref" (slow: the specification of the others).
+        weight_dtype: "auto" (as stored; f16 becomes f32), "f32", "bf16" or "fp8" (e4m3 with one
+            scale per row, weights only).
+        kv_dtype: "auto" (f32 beside f32 weights, else bf16), "f32" or "bf16".
+        max_context: tokens of prompt and answer; None = what the model and the memory allow.
+        max_batch: sequences computed at once; None = 16.
+        prefill_chunk: most prompt tokens computed in one step; None = 256.
+        kv_blocks: size of the KV pool in blocks of 32 tokens; None = at most a quarter of what
+            the weights leave of the memory.
+        threads: None = the processors this process may use.
+        seed: of requests without a seed; None = from the system.
+        progress: False = no bar; None = a bar when stderr is a terminal.
+        allow_nonfinite: load weights that hold NaN or infinity.
+        prefix_cache, text_only and deterministic make no difference yet: every prompt is computed,
+            and the CPU is always deterministic. draft, num_draft_tokens and tensor_parallel take
+            only their defaults.
+        Raises UsageError, ModelNotFoundError, ModelFormatError, UnsupportedModelError,
+        ResourceError.
+        """
+        _refuse("draft", draft, None)
+        _refuse("num_draft_tokens", num_draft_tokens, None)
+        _refuse("tensor_parallel", tensor_parallel, 1)
+        if deterministic not in (None, True):
+            raise UsageError("deterministic: the cpu backend is always deterministic")
+        options = _core.EngineOptions()
+        options.device = _text("device", device)
+        options.weight_dtype = _choice("weight_dtype", weight_dtype, _WEIGHT_DTYPES)
+        options.kv_dtype = _choice("kv_dtype", kv_dtype, _KV_DTYPES)
+        options.max_context = _count("max_context", max_context)
+        options.max_batch = _count("max_batch", max_batch)
+        options.prefill_chunk = _count("prefill_chunk", prefill_chunk)
+        options.kv_blocks = _count("kv_blocks", kv_blocks)
+        options.threads = _count("threads", threads)
+        options.seed = None if seed is None else _index("seed", seed, 0, 2**64 - 1)
+        options.allow_nonfinite = bool(allow_nonfinite)
+
+        self.model_name = os.fspath(model)
+        wish = "f32" if weight_dtype == "f32" else "bf16"
+        self.path: Path = cache.resolve_model(self.model_name, weight_dtype=wish, progress=progress)
+        self.tokenizer: Tokenizer | None = Tokenizer.from_directory(self.path)
+        core = _load(self.path, options, progress)
+        self._driver = Driver(core)
+        self._close = weakref.finalize(self, self._driver.close)
+        self._core = core
+        info = core.info()
+        self.vocab_size: int = info.vocab_size
+        self.weight_dtype: str = info.weight_dtype
+        self.max_context: int = core.plan().max_context
+        self.threads: int = core.threads()
+        self.description: str = core.description()
+        self.warnings: list[str] = info.warnings
+        for warning in self.warnings:
+            _log.warning("%s", warning)
+        self.chat_format: ChatFormat | None = self._chat_format()
+
+    def _chat_format(self) -> ChatFormat | None:
+        if self.tokenizer is None:
+            return None
+        if self.tokenizer.vocab_size > self.vocab_size:
+            self.close()
+            raise ModelFormatError(
+                f"tokenizer.json: {self.tokenizer.vocab_size} tokens, but the model's vocabulary "
+                f"has {self.vocab_size}; tokenizer and weights are of different models",
+                where="tokenizer.json",
+                file=str(self.path / "tokenizer.json"),
+                code="vocab_size",
+            )
+        from mmengine.chat import chat_format_for
+
+        return chat_format_for(self.tokenizer)
+
+    # ---- generation --------------------------------------------------------------------------
+
+    @overload  # a str is a sequence of str, too, but taken as one prompt
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, params: SamplingParams | None = None
+    ) -> Completion: ...
+    @overload
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams | None = None
+    ) -> list[Completion]: ...
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+    ) -> Completion | list[Completion]:
+        """The answer to one prompt, or the answers to a list of prompts, in its order."""
+        if _is_one_prompt(prompts):
+            return self._generate([prompts], params)[0]
+        return self._generate(list(prompts), params)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+        """The answer to one prompt, Delta by Delta; leaving the loop cancels the rest."""
+        handle, _ = self._submit(prompt, params or SamplingParams())
+        return handle.deltas()
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """float32 [tokens, vocab_size]: row i holds the logits of the token after token_ids[i]."""
+        import numpy as np
+
+        return np.concatenate(list(self.logits_blocks(token_ids)))
+
+    def logits_blocks(self, token_ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """The rows of logits() in blocks, as they are computed: long texts in bounded memory."""
+        ids = self._token_ids(token_ids)
+        handle = self._driver.submit(ids, _core.SamplingParams(), TextStream(None, ()), True)
+        return handle.logits()
+
+    def _generate(self, prompts: list[Any], params: SamplingParams | None) -> list[Completion]:
+        params = params or SamplingParams()
+        handles: list[tuple[Handle, list[int]]] = []
+        try:
+            for prompt in prompts:
+                handles.append(self._submit(prompt, params))
+            return [_complete(handle, ids) for handle, ids in handles]
+        finally:
+            for handle, _ in handles:
+                handle.cancel()
+
+    def _submit(self, prompt: Prompt, params: SamplingParams) -> tuple[Handle, list[int]]:
+        if not isinstance(params, SamplingParams):
+            raise RequestError(
+                f"params: expected SamplingParams, got {quoted(params)}", param="params"
+            )
+        ids, ends = self._encode(prompt)
+        detokenizer = Detokenizer(self.tokenizer, continues=True) if self.tokenizer else None
+        if params.stop and detokenizer is None:
+            raise RequestError(
+                "stop: this model has no tokenizer; use stop_token_ids", param="stop"
+            )
+        text = TextStream(detokenizer, tuple(params.stop or ()))
+        return self._driver.submit(ids, _core_params(params, ends), text, False), ids
+
+    def _encode(self, prompt: Prompt) -> tuple[list[int], tuple[int, ...]]:
+        """Token ids of a prompt, and the ids that end an answer besides the model's own."""
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise RequestError(
+                    "prompt: this model has no tokenizer, expected token ids", param="prompt"
+                )
+            return self.tokenizer.encode(prompt, add_bos=self.tokenizer.adds_bos), ()
+        if not isinstance(prompt, bytes) and len(prompt) > 0 and isinstance(prompt[0], Mapping):
+            if self.chat_format is None:
+                raise RequestError(
+                    "messages: this model has no chat format that is known; give its prompt as "
+                    "text or token ids",
+                    param="messages",
+                )
+            messages: Any = prompt
+            return self.chat_format.encode(messages), self.chat_format.stop_ids
+        return self._token_ids(prompt), ()
+
+    def _token_ids(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, bytes):
+            raise RequestError("prompt: expected text or token ids, got bytes", param="prompt")
+        ids: list[int] = []
+        for at, token in enumerate(prompt):
+            try:
+                index = -1 if isinstance(token, bool) else operator.index(token)
+            except TypeError:
+                index = -1
+            if not 0 <= index < self.vocab_size:
+                raise RequestError(
+                    f"prompt: token {at} is {quoted(token)}, expected an integer from 0 to "
+                    f"{self.vocab_size - 1}",
+                    where="prompt",
+                    param="prompt",
+                    code="token_id",
+                )
+            ids.append(index)
+        return ids
+
+    # ---- the engine itself -------------------------------------------------------------------
+
+    def stats(self) -> EngineStats:
+        """Counts since the engine was loaded."""
+        stats = self._core.stats()
+        return EngineStats(**{name: getattr(stats, name) for name in EngineStats.__annotations__})
+
+    def plan(self) -> MemoryPlan:
+        """Where this engine's memory goes."""
+        plan = self._core.plan()
+        return MemoryPlan(
+            weights_bytes=plan.weights_bytes,
+            resident_bytes=plan.resident_bytes,
+            bytes_per_token=plan.bytes_per_token,
+            kv_bytes_per_token={
+                "f32": plan.kv_bytes_per_token_f32,
+                "bf16": plan.kv_bytes_per_token_bf16,
+            },
+            kv_dtype=plan.kv_dtype.name,
+            kv_blocks=plan.kv_blocks,
+            kv_block_tokens=plan.kv_block_tokens,
+            max_context=plan.max_context,
+            regions=plan.regions,
+        )
+
+    def measure_read_bandwidth(self) -> float:
+        """Bytes per second at which this machine's memory is read, measured now (about 1 s)."""
+        return self._core.measure_read_bandwidth()
+
+    def close(self) -> None:
+        """Frees the model. Idempotent, any thread; waiting requests raise EngineDeadError."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a checkpoint directory holds: layout, config, tensors under the engine's names.
+
+    Reads its config and the headers of its files, no weight. A tensor's `dtype` is the stored one.
+    """
+    info = _core.inspect(os.fspath(path))
+    config = {
+        name: getattr(info, name)
+        for name in (
+            "architecture",
+            "hidden_size",
+            "intermediate_size",
+            "vocab_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "max_context",
+            "rope_theta",
+            "norm_eps",
+            "tied_embeddings",
+            "eos_ids",
+        )
+    }
+    return {
+        "layout": info.layout,
+        "config": config,
+        "weight_dtype": info.weight_dtype,
+        "tensors": [
+            {"name": name, "dtype": dtype, "shape": shape} for name, dtype, shape in info.tensors
+        ],
+        "bytes": info.weights_bytes,
+        "warnings": info.warnings,
+    }
+
+
+def _load(path: Path, options: _core.EngineOptions, progress: bool | None) -> _core.Engine:
+    info = _core.inspect(str(path))
+    with bar("load", info.weights_bytes, progress) as advance:
+        options.progress = _stepwise(advance, info.weights_bytes)
+        return _core.Engine(str(path), options)
+
+
+def _stepwise(advance: Callable[[int], None], total: int) -> Callable[[float], None]:
+    done = 0
+
+    def report(fraction: float) -> None:
+        nonlocal done
+        now = int(fraction * total)
+        advance(now - done)
+        done = now
+
+    return report
+
+
+def _complete(handle: Handle, prompt_token_ids: list[int]) -> Completion:
+    deltas = list(handle.deltas())
+    logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
+    last = deltas[-1]
+    assert last.finish_reason is not None
+    assert last.usage is not None
+    return Completion(
+        text="".join(delta.text for delta in deltas),
+        token_ids=[token for delta in deltas for token in delta.token_ids],
+        finish_reason=last.finish_reason,
+        usage=last.usage,
+        prompt_token_ids=prompt_token_ids,
+        logprobs=logprobs or None,
+    )
+
+
+def _core_params(params: SamplingParams, ends: tuple[int, ...]) -> _core.SamplingParams:
+    core = _core.SamplingParams()
+    core.max_tokens = -1 if params.max_tokens is None else params.max_tokens
+    core.min_tokens = params.min_tokens or 0
+    core.temperature = params.temperature or 0.0
+    core.top_p = 1.0 if params.top_p is None else params.top_p
+    core.min_p = params.min_p or 0.0
+    core.top_k = params.top_k or 0
+    core.seed = params.seed
+    core.logprobs = -1 if params.logprobs is None else params.logprobs
+    core.ignore_eos = bool(params.ignore_eos)
+    core.stop_token_ids = [*(params.stop_token_ids or ()), *(() if params.ignore_eos else ends)]
+    return core
+
+
+def _is_one_prompt(prompts: Any) -> bool:
+    if isinstance(prompts, str | bytes):
+        return True
+    if not hasattr(prompts, "__len__") or not hasattr(prompts, "__getitem__"):
+        raise RequestError(
+            f"prompt: expected text, token ids, messages or a list of them, got {quoted(prompts)}",
+            param="prompt",
+        )
+    # A list is a batch only if it starts with a prompt: text, or again a list.
+    return len(prompts) == 0 or not isinstance(prompts[0], str | list | tuple)
+
+
+def _refuse(option: str, value: object, only: object) -> None:
+    if value != only:
+        raise UsageError(
+            f"{option}: not supported by this version, expected {only}, got {quoted(value)}",
+            where=option,
+        )
+
+
+def _text(option: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{option}: expected a text, got {quoted(value)}", where=option)
+    return value
+
+
+def _choice(option: str, value: object, choices: Mapping[str, T]) -> T:
+    if isinstance(value, str) and value in choices:
+        return choices[value]
+    raise UsageError(
+        f"{option}: expected one of {', '.join(choices)}, got {quoted(value)}", where=option
+    )
+
+
+def _count(option: str, value: object) -> int:
+    """0, the core's "choose yourself", for None."""
+    return 0 if value is None else _index(option, value, 1, 2**31 - 1)
+
+
+def _index(option: str, value: Any, low: int, high: int) -> int:
+    try:
+        number = low - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = low - 1
+    if not low <= number <= high:
+        raise UsageError(
+            f"{option}: expected an integer from {low} to {high}, got {quoted(value)}", where=option
+        )
+    return number

@@ -1,0 +1,19 @@
+"""Values from files and requests, made fit for an error message: short, one line, ASCII."""
+
+from __future__ import annotations
+
+_MAX_CHARACTERS = 80
+
+
+def quoted(value: object) -> str:
+    """`value` in quotes where it is text, cut to 80 characters, other than ASCII escaped."""
+    if isinstance(value, bytes):
+        value = value[: _MAX_CHARACTERS + 1].decode("utf-8", errors="backslashreplace")
+    if isinstance(value, str):
+        shown = value[: _MAX_CHARACTERS + 1]
+        text = shown.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+        if len(text) > _MAX_CHARACTERS:
+            text = text[:_MAX_CHARACTERS] + "..."
+        return f'"{text}"'
+    text = ascii(value)
+    return text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + "..."

@@ -1,0 +1,193 @@
+"""SamplingParams: what a request asks of the sampler, checked when it is made.
+
+Every number is checked for type, finiteness and range here, before it can reach the core, and the
+core checks the ranges again.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.errors import RequestError
+from mmengine.messages import quoted
+
+_INT_MAX = 2**31 - 1
+_MAX_STOPS = 16
+_MAX_STOP_BYTES = 256
+_MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the answer to one prompt is chosen. None means the default of a field.
+
+    max_tokens: most tokens to generate; None = until an ending token or the end of the context.
+    temperature: 0 to 2; 0, and None, take the likeliest token (greedy).
+    top_p: (0, 1]; top_k: 0 = all; min_p: 0 to 1, relative to the likeliest token.
+    seed: 0 to 2**64 - 1; the same seed gives the same text, alone or in company; None = a new one.
+    stop: texts that end the answer, at most 16 of 256 bytes; they are not part of it.
+    stop_token_ids: ids that end it, besides the model's own; they are listed in token_ids.
+    min_tokens: no ending token is chosen before.
+    logprobs: log-probabilities of the chosen token and of this many others, 0 to 20; None = none.
+    ignore_eos: the model's own ending tokens do not end the answer.
+    n, the penalties, logit_bias and prompt_logprobs have their neutral value only for now.
+    Raises RequestError naming the field.
+    """
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = 1.0
+    top_k: int | None = 0
+    min_p: float | None = 0.0
+    seed: int | None = None
+    stop: str | Sequence[str] | None = ()
+    stop_token_ids: Sequence[int] | None = ()
+    min_tokens: int | None = 0
+    n: int | None = 1
+    logprobs: int | None = None
+    ignore_eos: bool | None = False
+    presence_penalty: float | None = 0.0
+    frequency_penalty: float | None = 0.0
+    repetition_penalty: float | None = 1.0
+    logit_bias: dict[int, float] | None = None
+    prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        def put(field: str, value: Any) -> None:
+            object.__setattr__(self, field, value)
+
+        put("max_tokens", _integer("max_tokens", self.max_tokens, 1, _INT_MAX, None))
+        put("temperature", _number("temperature", self.temperature, 0.0, 2.0, None))
+        put("top_p", _number("top_p", self.top_p, 0.0, 1.0, 1.0))
+        if self.top_p == 0.0:
+            raise _out_of_range("top_p", self.top_p, "more than 0 and at most 1")
+        put("top_k", _integer("top_k", self.top_k, 0, 2**30, 0))
+        put("min_p", _number("min_p", self.min_p, 0.0, 1.0, 0.0))
+        put("seed", _integer("seed", self.seed, 0, 2**64 - 1, None))
+        put("stop", _stops(self.stop))
+        put("stop_token_ids", _stop_ids(self.stop_token_ids))
+        put("min_tokens", _integer("min_tokens", self.min_tokens, 0, 2**30, 0))
+        put("n", _integer("n", self.n, 1, 16, 1))
+        put("logprobs", _integer("logprobs", self.logprobs, 0, _MAX_LOGPROBS, None))
+        if self.ignore_eos is not None and not isinstance(self.ignore_eos, bool):
+            raise _wrong_type("ignore_eos", self.ignore_eos, "true or false")
+        put("ignore_eos", bool(self.ignore_eos))
+        put("presence_penalty", _number("presence_penalty", self.presence_penalty, -2.0, 2.0, 0.0))
+        put(
+            "frequency_penalty",
+            _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0, 0.0),
+        )
+        put(
+            "repetition_penalty",
+            _number("repetition_penalty", self.repetition_penalty, 0.0, 10.0, 1.0),
+        )
+        self._check_supported()
+        if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
+            raise _out_of_range(
+                "min_tokens", self.min_tokens, f"at most max_tokens = {self.max_tokens}"
+            )
+
+    def _check_supported(self) -> None:
+        neutral = {
+            "n": 1,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "repetition_penalty": 1.0,
+            "prompt_logprobs": None,
+        }
+        for field, value in neutral.items():
+            if getattr(self, field) != value:
+                raise RequestError(
+                    f"{field}: {quoted(getattr(self, field))} is not supported by this version, "
+                    f"expected {value}",
+                    where=field,
+                    param=field,
+                    code="unsupported",
+                )
+        if self.logit_bias:
+            raise RequestError(
+                "logit_bias: not supported by this version, expected none",
+                where="logit_bias",
+                param="logit_bias",
+                code="unsupported",
+            )
+
+
+def _out_of_range(field: str, value: object, expected: str) -> RequestError:
+    return RequestError(
+        f"{field}: expected {expected}, got {quoted(value)}",
+        where=field,
+        param=field,
+        code="out_of_range",
+    )
+
+
+def _wrong_type(field: str, value: object, expected: str) -> RequestError:
+    return RequestError(
+        f"{field}: expected {expected}, got {quoted(value)} ({type(value).__name__})",
+        where=field,
+        param=field,
+        code="type",
+    )
+
+
+def _number(field: str, value: Any, low: float, high: float, default: float | None) -> float | None:
+    if value is None:
+        return default
+    if isinstance(value, bool | str | bytes):
+        raise _wrong_type(field, value, f"a number from {low} to {high}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise _wrong_type(field, value, f"a number from {low} to {high}") from None
+    if not math.isfinite(number) or not low <= number <= high:
+        raise _out_of_range(field, value, f"a number from {low} to {high}")
+    return number
+
+
+def _integer(field: str, value: Any, low: int, high: int, default: int | None) -> int | None:
+    if value is None:
+        return default
+    expected = f"an integer from {low} to {high}"
+    if isinstance(value, bool):
+        raise _wrong_type(field, value, expected)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise _wrong_type(field, value, expected) from None
+    if not low <= number <= high:
+        raise _out_of_range(field, number, expected)
+    return number
+
+
+def _stops(stop: Any) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    stops = [stop] if isinstance(stop, str) else stop
+    if isinstance(stops, bytes) or not isinstance(stops, Sequence):
+        raise _wrong_type("stop", stop, "a text or a list of texts")
+    if len(stops) > _MAX_STOPS:
+        raise _out_of_range("stop", len(stops), f"at most {_MAX_STOPS} texts")
+    for text in stops:
+        if not isinstance(text, str):
+            raise _wrong_type("stop", text, "a text or a list of texts")
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError:
+            raise _out_of_range("stop", text, "Unicode text without lone surrogates") from None
+        if not 1 <= size <= _MAX_STOP_BYTES:
+            raise _out_of_range("stop", text, f"texts of 1 to {_MAX_STOP_BYTES} bytes")
+    return tuple(stops)
+
+
+def _stop_ids(ids: Any) -> tuple[int, ...]:
+    if ids is None:
+        return ()
+    if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
+        raise _wrong_type("stop_token_ids", ids, "a list of token ids")
+    checked = [_integer("stop_token_ids", index, 0, _INT_MAX, 0) for index in ids]
+    return tuple(index for index in checked if index is not None)

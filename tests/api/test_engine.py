@@ -1,0 +1,254 @@
+"""The life of an engine: generate, stream, many threads, close, fork."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mmengine
+from mmengine import errors
+from support.outcomes import greedy, outcome, sampled
+
+Tiny = Callable[..., str]
+PROMPT = [3, 14, 15, 92, 65, 35, 89, 79]
+
+
+def used_blocks_return_to_zero(engine: mmengine.Engine) -> bool:
+    """Giving up a request may take effect with the next step, so one is made."""
+    engine.generate([1, 2], greedy(max_tokens=2))
+    return engine.stats().kv_blocks_used == 0
+
+
+def run_script(script: str, *arguments: str) -> str:
+    """Runs a Python program in a process of its own; its stdout. Fails with its stderr."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_one_prompt_one_completion_a_list_a_list(engine: mmengine.Engine) -> None:
+    one = engine.generate(PROMPT, greedy())
+    several = engine.generate([PROMPT, PROMPT[:3]], greedy())
+    assert isinstance(several, list)
+    assert [outcome(completion) for completion in several] == [
+        outcome(one),
+        outcome(engine.generate(PROMPT[:3], greedy())),
+    ]
+    assert engine.generate([PROMPT], greedy())[0].token_ids == one.token_ids
+    assert all(type(token) is int for token in one.token_ids)
+
+
+def test_the_best_last_logit_is_the_first_token(engine: mmengine.Engine) -> None:
+    logits = engine.logits(PROMPT)
+    assert engine.generate(PROMPT, greedy()).token_ids[0] == int(logits[-1].argmax())
+    assert np.isfinite(logits).all()
+
+
+def test_logits_of_a_prefix_are_a_prefix_of_the_logits(engine: mmengine.Engine) -> None:
+    assert engine.logits(PROMPT)[:5].tobytes() == engine.logits(PROMPT[:5]).tobytes()
+
+
+@pytest.mark.parametrize("params", [greedy(), sampled()], ids=["greedy", "sampled"])
+def test_stream_adds_up_to_generate(
+    params: mmengine.SamplingParams, engine: mmengine.Engine
+) -> None:
+    whole = engine.generate(PROMPT, params)
+    deltas = list(engine.stream(PROMPT, params))
+    assert [token for delta in deltas for token in delta.token_ids] == whole.token_ids
+    assert "".join(delta.text for delta in deltas) == whole.text
+    entries = [entry for delta in deltas for entry in delta.logprobs or []]
+    assert whole.logprobs is not None
+    assert [entry.logprob for entry in entries] == [entry.logprob for entry in whole.logprobs]
+    assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
+    assert deltas[-1].finish_reason == whole.finish_reason
+    assert deltas[-1].usage == whole.usage
+    assert len(deltas) >= len(whole.token_ids), "tokens arrive one by one"
+
+
+def test_two_streams_taken_in_turns(engine: mmengine.Engine) -> None:
+    prompts = [PROMPT, PROMPT[::-1]]
+    expected = [engine.generate(prompt, greedy()).token_ids for prompt in prompts]
+    streams = [engine.stream(prompt, greedy()) for prompt in prompts]
+    got: list[list[int]] = [[], []]
+    for pair in zip(*streams, strict=True):
+        for ids, delta in zip(got, pair, strict=True):
+            ids += delta.token_ids
+    assert got == expected
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5])
+def test_an_abandoned_stream_gives_its_blocks_back(taken: int, tiny: Tiny) -> None:
+    with mmengine.Engine(tiny(), device="cpu") as engine:
+        stream = engine.stream(PROMPT, greedy(max_tokens=200))
+        for _ in range(taken):
+            next(stream)
+        del stream
+        assert used_blocks_return_to_zero(engine)
+        assert engine.stats().generated_tokens < 100, "it was not computed to its end for nobody"
+
+
+def test_interrupt_in_a_consumer(engine: mmengine.Engine) -> None:
+    expected = outcome(engine.generate(PROMPT, greedy()))
+
+    def consume() -> None:
+        for count, _ in enumerate(engine.stream(PROMPT, greedy(max_tokens=200))):
+            if count == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        consume()
+    assert outcome(engine.generate(PROMPT, greedy())) == expected
+    assert used_blocks_return_to_zero(engine)
+
+
+def test_many_threads_at_once(engine: mmengine.Engine, prompts: list[list[int]]) -> None:
+    expected = [outcome(engine.generate(prompt, sampled())) for prompt in prompts]
+    results: dict[tuple[int, int], Any] = {}
+
+    def work(thread: int) -> None:
+        for turn in range(3):
+            for i in range(len(prompts)):
+                at = (i + thread) % len(prompts)
+                results[thread, turn * 7 + at] = outcome(engine.generate(prompts[at], sampled()))
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4 * 3 * 7
+    for (_, key), result in results.items():
+        assert result == expected[key % 7]
+
+
+def test_two_engines_do_not_know_each_other(tiny: Tiny) -> None:
+    with mmengine.Engine(tiny(), device="cpu") as alone:
+        expected = alone.generate(PROMPT, greedy()).token_ids
+    first, second = (
+        mmengine.Engine(tiny(), device="cpu"),
+        mmengine.Engine(tiny(seed=77, vocab=131), device="cpu", threads=2),
+    )
+    streams = first.stream(PROMPT, greedy()), second.stream(PROMPT, greedy())
+    mixed = [[a.token_ids, b.token_ids] for a, b in zip(*streams, strict=True)]
+    second.close()
+    assert [token for a, _ in mixed for token in a] == expected
+    assert [token for _, b in mixed for token in b] != expected
+    assert first.generate(PROMPT, greedy()).token_ids == expected
+    first.close()
+
+
+def test_close_twice_and_use_after_close(tiny: Tiny) -> None:
+    engine = mmengine.Engine(tiny(), device="cpu")
+    stream = engine.stream(PROMPT, greedy(max_tokens=200))
+    next(stream)
+    engine.close()
+    engine.close()
+    uses: list[Callable[[], Any]] = [
+        lambda: engine.generate(PROMPT, greedy()),
+        lambda: engine.logits(PROMPT),
+        lambda: list(engine.stream(PROMPT, greedy())),
+        engine.stats,
+        lambda: list(stream),
+    ]
+    for use in uses:
+        with pytest.raises(errors.EngineDeadError):
+            use()
+
+
+def test_a_context_manager_closes(tiny: Tiny) -> None:
+    with mmengine.Engine(tiny(), device="cpu") as engine:
+        engine.generate(PROMPT, greedy())
+    with pytest.raises(errors.EngineDeadError):
+        engine.generate(PROMPT, greedy())
+    engine.close()
+
+
+def test_stats_count(tiny: Tiny) -> None:
+    with mmengine.Engine(tiny(), device="cpu", prefix_cache=False) as engine:
+        assert engine.stats().generated_tokens == 0
+        engine.generate([PROMPT, PROMPT[:3]], greedy(max_tokens=10))
+        stats = engine.stats()
+    assert stats.generated_tokens == 20
+    assert stats.prompt_tokens == len(PROMPT) + 3
+    assert stats.kv_blocks_used == 0
+    assert stats.preemptions == 0
+
+
+GROWTH = """
+import sys, time, psutil, mmengine
+params = mmengine.SamplingParams(max_tokens=8, temperature=0.0)
+def cycle():
+    engine = mmengine.Engine(sys.argv[1], device="cpu", threads=2)
+    engine.generate([1, 2, 3], params)
+    next(engine.stream([1, 2, 3], params))
+    engine.close()
+for _ in range(10):
+    cycle()
+before = psutil.Process().memory_info().rss
+threads = psutil.Process().num_threads()
+for _ in range(50):
+    cycle()
+grown = psutil.Process().memory_info().rss - before
+deadline = time.monotonic() + 10  # a joined thread may still be on its way out of the kernel
+while psutil.Process().num_threads() > threads and time.monotonic() < deadline:
+    time.sleep(0.01)
+print(grown, psutil.Process().num_threads() - threads)
+"""
+
+
+def test_create_and_close_do_not_grow(tiny: Tiny) -> None:
+    grown_bytes, more_threads = map(int, run_script(GROWTH, tiny()).split())
+    assert grown_bytes <= 8 * 2**20
+    assert more_threads == 0
+
+
+FORK = """
+import os, sys, mmengine
+from mmengine.errors import ForkError
+params = mmengine.SamplingParams(max_tokens=8, temperature=0.0)
+engine = mmengine.Engine(sys.argv[1], device="cpu", threads=2)
+before = engine.generate([1, 2, 3], params).token_ids
+child = os.fork()
+if child == 0:
+    status = 1
+    try:
+        engine.generate([1, 2, 3], params)
+    except ForkError as error:
+        status = 0 if "spawn" in str(error) else 2
+    os._exit(status)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+assert status == 0, f"the child ended with {status}"
+assert engine.generate([1, 2, 3], params).token_ids == before
+engine.close()
+"""
+
+
+def test_use_after_fork(tiny: Tiny) -> None:
+    run_script(FORK, tiny())
+
+
+EXIT = """
+import sys, mmengine
+engine = mmengine.Engine(sys.argv[1], device="cpu", threads=2)
+stream = engine.stream([1, 2, 3], mmengine.SamplingParams(max_tokens=200, temperature=0.0))
+next(stream)
+"""
+
+
+def test_interpreter_exit_with_a_live_stream(tiny: Tiny) -> None:
+    assert run_script(EXIT, tiny()) == ""
+
+
+def test_nothing_is_printed(tiny: Tiny, capfd: pytest.CaptureFixture[str]) -> None:
+    with mmengine.Engine(tiny(), device="cpu") as engine:
+        engine.generate(PROMPT, greedy())
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")

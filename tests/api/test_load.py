@@ -1,0 +1,149 @@
+"""What loading refuses, and in which words: damaged weights, too little memory, bad options."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from make_tiny_model import TinyModel, native, native_config, tiny_weights
+from safetensors.numpy import load_file, save_file
+
+import mmengine
+from mmengine import errors
+from support.outcomes import greedy
+
+Tiny = Callable[..., str]
+
+
+@pytest.fixture
+def damaged(tiny: Tiny, tmp_path: Path) -> Callable[..., Path]:
+    """damaged(tensor, index, value) -> a copy of the checkpoint with one weight replaced."""
+
+    def damage(tensor: str, index: tuple[int, ...], value: float) -> Path:
+        shutil.copytree(tiny(), tmp_path, dirs_exist_ok=True)
+        file = tmp_path / "model.safetensors"
+        tensors = load_file(file)
+        tensors[tensor][index] = value
+        save_file(tensors, file)
+        return tmp_path
+
+    return damage
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("tensor", "index"),
+    [
+        ("model.layers.1.mlp.down_proj.weight", (7, 5)),
+        ("model.embed_tokens.weight", (96, 47)),
+        ("model.layers.0.input_layernorm.weight", (0,)),
+    ],
+)
+def test_non_finite_weights(
+    tensor: str, index: tuple[int, ...], value: float, damaged: Callable[..., Path]
+) -> None:
+    path = str(damaged(tensor, index, value))
+    with pytest.raises(errors.ModelFormatError, match=r"down_proj|embed|norm") as caught:
+        mmengine.Engine(path, device="cpu")
+    assert caught.value.code == "non_finite"
+    assert caught.value.tensor is not None
+    with mmengine.Engine(path, device="cpu", allow_nonfinite=True) as engine:
+        engine.generate([1, 2, 3], greedy())
+
+
+HUGE = TinyModel(hidden=16384, layers=128, heads=128, kv_heads=8, head_dim=128,
+                 intermediate=65536, vocab=131072, layout="mistral")  # fmt: skip
+
+
+def huge_shapes() -> dict[str, tuple[int, ...]]:
+    """Mistral names and shapes of HUGE, scaled up from the tensors of a tiny model."""
+    tiny = TinyModel(hidden=4, layers=1, heads=6, kv_heads=2, head_dim=4, intermediate=5, vocab=7)
+    sizes = {4: HUGE.hidden, 24: 128 * 128, 8: 8 * 128, 5: HUGE.intermediate, 7: HUGE.vocab}
+    shapes = {}
+    for name, weight in tiny_weights(tiny).items():
+        name = native(tiny, name, weight)[0]
+        for layer in range(HUGE.layers):
+            at = name.replace("layers.0.", f"layers.{layer}.")
+            shapes[at] = tuple(sizes[size] for size in weight.shape)
+    return shapes
+
+
+LOAD_HUGE = """
+import resource, sys, mmengine
+resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
+try:
+    mmengine.Engine(sys.argv[1], device="cpu")
+except mmengine.errors.ResourceError as error:
+    print(error.needed, error.available)
+"""
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_model_too_big_for_this_machine(aligned: bool, tmp_path: Path) -> None:
+    """Two terabytes of holes are refused from the sizes alone, also where the header's length
+    leaves the data unaligned. A loader that reads or copies first runs into the limit of 4 GiB."""
+    (tmp_path / "params.json").write_text(json.dumps(native_config(HUGE)))
+    header, end = {}, 0
+    for name, shape in huge_shapes().items():
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8 + (0 if aligned else 1))
+    with (tmp_path / "consolidated.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_HUGE, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    needed, available = map(int, done.stdout.split())
+    assert needed >= end / 4 > available > 0, "some 0.5 TB even as one byte a weight"
+
+
+BAD_OPTIONS: list[dict[str, Any]] = [
+    {"device": "tpu"}, {"device": ""}, {"weight_dtype": "f8"}, {"kv_dtype": "int3"},
+    {"threads": 0}, {"threads": -1}, {"max_batch": 0}, {"max_batch": -5}, {"max_context": 0},
+    {"max_context": -1}, {"max_context": 10**12}, {"prefill_chunk": 0}, {"prefill_chunk": -1},
+    {"tensor_parallel": 0}, {"kv_blocks": 0}, {"kv_blocks": -1}, {"seed": -1}, {"threads": "2"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", BAD_OPTIONS, ids=str)
+def test_bad_options(options: dict[str, Any], tiny: Tiny) -> None:
+    (name,) = options
+    with pytest.raises(errors.UsageError, match=name):
+        mmengine.Engine(tiny(), **{"device": "cpu", **options})
+
+
+def test_a_backend_that_is_not_there(tiny: Tiny) -> None:
+    with pytest.raises(errors.UnsupportedModelError, match=r"(?i)cuda"):
+        mmengine.Engine(tiny(), device="cuda")
+
+
+def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(errors.ModelNotFoundError, match="nowhere"):
+        mmengine.Engine(str(tmp_path / "nowhere"), device="cpu")
+    with pytest.raises(errors.ModelNotFoundError):
+        mmengine.Engine(str(tmp_path), device="cpu")
+
+
+def test_the_pool_bounds_the_context(tiny: Tiny) -> None:
+    """Two blocks hold 64 tokens, so no sequence can be longer; what fits runs to its end."""
+    with mmengine.Engine(tiny(), device="cpu", kv_blocks=2) as engine:
+        completion = engine.generate([1, 2, 3], greedy(max_tokens=None))
+        assert completion.finish_reason == "length"
+        assert 32 < 3 + len(completion.token_ids) <= 65
+        with pytest.raises(errors.RequestError):
+            engine.generate([1] * 100, greedy(max_tokens=1))
+        assert engine.stats().kv_blocks_used == 0

@@ -1,0 +1,173 @@
+"""KV store and attention of every backend against numpy float64, through steps of all kinds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from kernel_support import (
+    BACKENDS,
+    Guarded,
+    Tables,
+    attend,
+    native,
+    pack,
+    rms_norm,
+    rope_tables,
+    rotate,
+    same_bits,
+    stored,
+)
+
+from support.compare import assert_close
+
+EPS = 1e-5
+HIDDEN = 24
+
+
+class Layer:
+    """One attention layer with random weights, in a backend and in numpy."""
+
+    def __init__(self, heads: int, kv_heads: int, head_dim: int, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.parts = [
+            stored(rng.standard_normal((h * head_dim, HIDDEN)) / 3, "f32")[1]
+            for h in (heads, kv_heads, kv_heads)
+        ]
+        self.gain = np.ones(HIDDEN, np.float32)
+        self.scale = head_dim**-0.5
+        self.cos, self.sin = rope_tables(1000, head_dim)
+
+    def expected(self, x: Any, kv_dtype: str) -> Any:
+        """Attention of one sequence x [n, HIDDEN], every row."""
+        n = len(x)
+        normed = rms_norm(x, self.gain, EPS)
+        q, k, v = ((normed @ p.T).reshape(n, -1, self.head_dim) for p in self.parts)
+        q, k = (rotate(a, self.cos[:n], self.sin[:n]) for a in (q, k))
+        k, v = (stored(a, kv_dtype)[1] if kv_dtype == "bf16" else a for a in (k, v))
+        return attend(q, k, v, self.scale, 0).reshape(n, -1)
+
+
+class Run:
+    """The layer in one backend, with the KV of several sequences."""
+
+    def __init__(
+        self, layer: Layer, name: str, threads: int, kv_dtype: str, sequences: int, max_tokens: int
+    ) -> None:
+        self.layer, self.backend = layer, native.Backend(name, threads)
+        self.tables = Tables(self.backend, sequences, max_tokens // self.backend.block_tokens + 1)
+        self.pool = self.tables.pool(layer.kv_heads, layer.head_dim, kv_dtype)
+        self.qkv = pack(self.backend, layer.parts, "qkv_proj", "f32", head_dim=layer.head_dim)
+        width = layer.heads * layer.head_dim
+        self.consumer = pack(self.backend, [np.ones((1, width))], "o_proj", "f32")
+
+    def step(self, xs: list[Any], spans: list[tuple[int, int, int]]) -> list[Any]:
+        """spans: (sequence, start, rows); returns each span's attention rows."""
+        layer = self.layer
+        x = np.concatenate([xs[s][a : a + n] for s, a, n in spans]).astype(np.float32)
+        step = self.tables.step(spans)
+        q = Guarded(len(x), layer.heads * layer.head_dim)
+        self.backend.norm_qkv_rope_store(
+            step, x, layer.gain, EPS, self.qkv, layer.cos, layer.sin, self.pool, q.view
+        )
+        rotated = q.checked()
+        out = Guarded(len(x), layer.heads * layer.head_dim)
+        self.backend.attention(step, rotated, self.pool, layer.scale, self.consumer, out.view)
+        return np.split(out.checked(), np.cumsum([n for _, _, n in spans])[:-1])
+
+    def prefill(self, xs: list[Any], chunk: int) -> list[Any]:
+        """All sequences side by side in chunks of `chunk` rows."""
+        done: list[list[Any]] = [[] for _ in xs]
+        for start in range(0, max(map(len, xs)), chunk):
+            spans = [
+                (s, start, min(chunk, len(x) - start)) for s, x in enumerate(xs) if start < len(x)
+            ]
+            for (s, _, _), rows in zip(spans, self.step(xs, spans), strict=True):
+                done[s].append(rows)
+        return [np.concatenate(rows) for rows in done]
+
+
+def sequences(lengths: list[int], seed: int = 0) -> list[Any]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((n, HIDDEN)).astype(np.float32) for n in lengths]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(("kv_dtype", "bound"), [("f32", 1e-5), ("bf16", 3e-3)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "lengths", "chunk"),
+    [
+        (1, 1, 8, [1], 1),
+        (9, 3, 64, [5, 70, 31], 70),
+        (4, 2, 10, [33, 32, 64, 1], 13),
+        (6, 3, 26, [40], 3),
+        (2, 1, 128, [65, 2], 64),
+        (5, 1, 50, [37, 37], 40),
+        (3, 3, 16, [300], 150),
+    ],
+)
+def test_attention(
+    name: str,
+    kv_dtype: str,
+    bound: float,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    lengths: list[int],
+    chunk: int,
+) -> None:
+    layer = Layer(heads, kv_heads, head_dim)
+    xs = sequences(lengths)
+    got = Run(layer, name, 2, kv_dtype, len(xs), max(lengths)).prefill(xs, chunk)
+    for s, x in enumerate(xs):
+        assert_close(got[s], layer.expected(x, kv_dtype), bound, f"{name} {kv_dtype} sequence {s}")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+def test_a_row_is_the_same_however_the_step_is_cut(name: str, kv_dtype: str) -> None:
+    layer = Layer(6, 2, 24)
+    xs = sequences([40, 7, 290, 33], seed=1)
+    whole = Run(layer, name, 1, kv_dtype, 4, 300).prefill(xs, 300)
+    for threads, chunk in ((1, 16), (2, 100), (3, 300)):
+        again = Run(layer, name, threads, kv_dtype, 4, 300).prefill(xs, chunk)
+        assert all(same_bits(a, b) for a, b in zip(again, whole, strict=True)), (threads, chunk)
+    for threads in (1, 2, 3):  # one row at a time, alone: the split over spans
+        run = Run(layer, name, threads, kv_dtype, 1, 300)
+        alone = xs[2:3]
+        run.step(alone, [(0, 0, 250)])
+        for position in range(250, 290):
+            row = run.step(alone, [(0, position, 1)])[0]
+            assert same_bits(row, whole[2][position : position + 1]), (threads, position)
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+def test_levels_agree_bit_for_bit(kv_dtype: str) -> None:
+    layer = Layer(4, 2, 34)
+    xs = sequences([280, 45], seed=2)
+    runs = [Run(layer, name, 2, kv_dtype, 2, 280).prefill(xs, 90) for name in BACKENDS[1:]]
+    for other in runs[1:]:
+        assert all(same_bits(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_kv_in_bf16_is_rounded_to_nearest_even(name: str) -> None:
+    layer = Layer(2, 2, 16)
+    xs = sequences([1])
+    exact = Run(layer, name, 1, "f32", 1, 1).prefill(xs, 1)[0]
+    rounded = Run(layer, name, 1, "bf16", 1, 1).prefill(xs, 1)[0]
+    assert np.array_equal(rounded, stored(exact, "bf16")[1])  # one position: its value itself
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_nan_of_one_sequence_stays_there(name: str) -> None:
+    layer = Layer(4, 2, 16)
+    xs = sequences([50, 40], seed=3)
+    clean = Run(layer, name, 2, "f32", 2, 50).prefill(xs, 50)
+    xs[0][20, 3] = np.nan
+    got = Run(layer, name, 2, "f32", 2, 50).prefill(xs, 50)
+    assert same_bits(got[0][:20], clean[0][:20])
+    assert np.isnan(got[0][20:]).all()
+    assert same_bits(got[1], clean[1])

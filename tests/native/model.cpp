@@ -1,0 +1,105 @@
+// What csrc/model reads from files, as Python values: headers, configs, checkpoints, and the one
+// function that opens files of a model directory.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "base/file.h"
+#include "bindings/errors.h"
+#include "model/checkpoint.h"
+#include "model/config.h"
+#include "model/safetensors.h"
+
+namespace py = pybind11;
+
+namespace mmengine {
+namespace {
+
+// [{name, dtype, shape, offset, bytes}], in the order of the file.
+py::list header(const py::bytes& file_bytes, const std::string& file) {
+  const std::string_view text = file_bytes;
+  py::list tensors;
+  for (const TensorInfo& info :
+       parse_safetensors(reinterpret_cast<const std::byte*>(text.data()), text.size(), file)) {
+    py::dict tensor;
+    tensor["name"] = info.name;
+    tensor["dtype"] = dtype_name(info.dtype);
+    tensor["shape"] = std::vector<std::uint64_t>(info.dims.begin(),
+                                                 info.dims.begin() + std::ptrdiff_t(info.rank));
+    tensor["offset"] = info.offset;
+    tensor["bytes"] = info.bytes;
+    tensors.append(tensor);
+  }
+  return tensors;
+}
+
+py::tuple config(const std::string& directory) {
+  std::vector<std::string> warnings;
+  const ModelConfig read = read_config(directory, warnings);
+  py::dict values;
+  values["architecture"] = read.architecture;
+  values["hidden_size"] = read.hidden_size;
+  values["intermediate_size"] = read.intermediate_size;
+  values["vocab_size"] = read.vocab_size;
+  values["num_layers"] = read.num_layers;
+  values["num_heads"] = read.num_heads;
+  values["num_kv_heads"] = read.num_kv_heads;
+  values["head_dim"] = read.head_dim;
+  values["max_context"] = read.max_context;
+  values["norm_eps"] = read.norm_eps;
+  values["tied_embeddings"] = read.tied_embeddings;
+  values["rope_theta"] = read.rope.theta;
+  values["eos_ids"] = read.eos_ids;
+  return py::make_tuple(values, warnings);
+}
+
+// (dtype name, the bytes as uint8 [..., dtype size])
+py::tuple tensor(const Checkpoint& checkpoint, const std::string& name) {
+  const HostTensor found = checkpoint.tensor(name);
+  const auto* bytes = static_cast<const std::uint8_t*>(found.data);
+  std::vector<py::ssize_t> shape(found.shape.dims.begin(),
+                                 found.shape.dims.begin() + found.shape.rank);
+  shape.push_back(static_cast<py::ssize_t>(dtype_bytes(found.dtype)));
+  if (reinterpret_cast<std::uintptr_t>(bytes) % dtype_bytes(found.dtype) != 0) {
+    throw py::value_error("unaligned");
+  }
+  return py::make_tuple(dtype_name(found.dtype), py::array_t<std::uint8_t>(shape, bytes));
+}
+
+py::bytes read_mapped(const std::string& directory, const std::string& name) {
+  const MappedFile file = Directory(directory).map(name);
+  file.advise(0, file.size(), MappedFile::Advice::will_need);
+  py::bytes copy(reinterpret_cast<const char*>(file.data()), file.size());
+  file.advise(0, file.size(), MappedFile::Advice::done);
+  return copy;
+}
+
+}  // namespace
+}  // namespace mmengine
+
+PYBIND11_MODULE(MM_MODULE, module) {
+  using mmengine::Checkpoint;
+  mmengine::register_errors(module);
+  module.def("parse_safetensors", &mmengine::header, py::arg("file_bytes"), py::arg("file"));
+  module.def("read_config", &mmengine::config, py::arg("directory"));
+  module.def("map_file", &mmengine::read_mapped, py::arg("directory"), py::arg("name"));
+  module.def(
+      "read_file",
+      [](const std::string& directory, const std::string& name, std::uint64_t max_bytes) {
+        return py::bytes(mmengine::Directory(directory).read(name, max_bytes));
+      },
+      py::arg("directory"), py::arg("name"), py::arg("max_bytes"));
+  py::class_<Checkpoint>(module, "Checkpoint")
+      .def(py::init(&Checkpoint::open), py::arg("directory"), py::arg("num_layers"))
+      .def("has", &Checkpoint::has, py::arg("name"))
+      .def("tensor", &mmengine::tensor, py::arg("name"))
+      .def("source", &Checkpoint::source, py::arg("name"))
+      .def("bytes", &Checkpoint::bytes)
+      .def("warnings", &Checkpoint::warnings)
+      .def("interleaved", [](const Checkpoint& checkpoint) {
+        return checkpoint.row_order() == mmengine::RowOrder::interleaved;
+      });
+}

@@ -1,0 +1,142 @@
+"""mm-run chat through a pipe, with a fake engine: commands, the conversation, failures."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from fake_engine import FakeEngine
+from mmengine import cli
+from mmengine.settings import xdg_home
+
+
+@pytest.fixture
+def talk(monkeypatch, capsys, tmp_path):
+    """Feeds lines to chat; gives (exit code, stdout, stderr, the engine)."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+    def call(*lines, argv=()):
+        made = []
+
+        def factory(*args, **options):
+            made.append(FakeEngine(*args, **options))
+            return made[-1]
+
+        text = "".join(line + "\n" for line in lines).encode(errors="surrogateescape")
+        stdin = io.TextIOWrapper(io.BytesIO(text), encoding="utf-8", errors="surrogateescape")
+        monkeypatch.setattr(sys, "stdin", stdin)
+        code = cli.main(["chat", *argv], engine_factory=factory)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err, made[0]
+
+    return call
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def test_turns_carry_the_conversation(talk):
+    code, out, err, engine = talk("hello", "", "again", argv=["--system", "be kind"])
+    assert (code, err) == (0, "")
+    assert out == "echo: HELLO\necho: AGAIN\n"
+    system = {"role": "system", "content": "be kind"}
+    assert engine.prompts[1] == [system, user("hello"), assistant("echo: HELLO"), user("again")]
+
+
+def test_exit_ends_before_later_lines(talk):
+    code, out, _, engine = talk("one", "/exit", "two")
+    assert (code, out) == (0, "echo: ONE\n")
+    assert len(engine.prompts) == 1
+
+
+def test_regen_answers_the_same_message(talk):
+    _, out, _, engine = talk("one", "/regen", argv=["--seed", "7"])
+    assert out == "echo: ONE\necho: ONE\n"
+    assert engine.prompts[0] == engine.prompts[1] == [user("one")]
+    seeds = [params.seed for params in engine.params]
+    assert seeds[0] != seeds[1]
+    assert seeds == [
+        params.seed for params in talk("one", "/regen", argv=["--seed", "7"])[3].params
+    ]
+    assert "no message to answer yet" in talk("/regen")[2]
+
+
+def test_clear_and_system(talk):
+    _, _, err, engine = talk("one", "/system be terse", "/clear", "two", "/system")
+    assert engine.prompts[1] == [{"role": "system", "content": "be terse"}, user("two")]
+    assert err.count("system message: be terse") == 2
+
+
+def test_read_puts_a_file_before_the_next_message(talk, tmp_path):
+    (tmp_path / "notes.txt").write_text("facts\nmore")
+    _, _, err, engine = talk(f"/read {tmp_path / 'notes.txt'}", "so?", "then?")
+    assert engine.prompts[0] == [user("facts\nmore\nso?")]
+    assert engine.prompts[1][-1] == user("then?")
+    assert "10 characters" in err
+    code, _, err, _ = talk("/read /no/such/file", "/read", "/read -")
+    assert code == 0
+    assert "no such file" in err
+    assert "expected a file name" in err
+    assert "stdin" in err
+
+
+def test_save_writes_whole_and_spares_other_files(talk, tmp_path):
+    target, other = tmp_path / "talk.json", tmp_path / "other.json"
+    other.write_text("precious")
+    _, _, err, _ = talk("one", f"/save {target}", "two", f"/save {target}", f"/save {other}")
+    assert json.loads(target.read_text()) == [
+        user("one"),
+        assistant("echo: ONE"),
+        user("two"),
+        assistant("echo: TWO"),
+    ]
+    assert other.read_text() == "precious"
+    assert "exists; choose another name" in err
+    code, _, err, _ = talk("one", f"/save {tmp_path / 'absent' / 'x.json'}")
+    assert code == 0
+    assert "could not be written: no such file" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.json", "talk.json"]
+
+
+def test_notices_go_to_stderr(talk):
+    code, out, err, _ = talk("/help", "/image x.png", "/effort high", "/dance", "/stats")
+    assert (code, out) == (0, "")
+    for text in ("/regen", "no images", "no reasoning effort", 'unknown command "/dance"'):
+        assert text in err
+    assert "no answer yet" in err
+    assert "generated 9 tokens" in talk("one", "/stats")[2]
+
+
+def test_a_failing_request_is_told_and_taken_back(talk):
+    code, out, err, engine = talk("x" * 60, "short", argv=["--max-context", "50"])
+    assert (code, out) == (0, "echo: SHORT\n")
+    assert err == "prompt: has 60 tokens, more than 50\n"
+    assert engine.prompts[1] == [user("short")]
+
+
+def test_input_that_is_not_text_is_told(talk):
+    code, out, err, _ = talk("bad \udcff byte", "good")
+    assert (code, out) == (0, "echo: GOOD\n")
+    assert "UTF-8" in err
+
+
+def test_a_dead_engine_ends_the_chat(talk):
+    code, out, err, _ = talk("dies", "more")
+    assert (code, out) == (70, "ech\n")
+    assert err == "mm-run: engine: failed in step 3\n"
+
+
+def test_state_folder():
+    home = {"HOME": "/h"}
+    assert str(xdg_home(home, "XDG_STATE_HOME", ".local/state")) == "/h/.local/state"
+    relative = {**home, "XDG_STATE_HOME": "not/absolute"}
+    assert str(xdg_home(relative, "XDG_STATE_HOME", ".local/state")) == "/h/.local/state"
+    absolute = {**home, "XDG_STATE_HOME": "/s"}
+    assert str(xdg_home(absolute, "XDG_STATE_HOME", ".local/state")) == "/s"

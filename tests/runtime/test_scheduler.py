@@ -1,0 +1,200 @@
+"""Scheduler, KvCache, Batch and Sampler against a fake device under random workloads.
+
+The device's hidden state is the list of tokens it reads through the block table, so a wrong block,
+position, slot or order shows as a text that differs from the text of the same prompt alone.
+"""
+
+import hashlib
+import random
+
+import pytest
+
+from mmengine._testing_runtime import Harness
+
+VOCAB = 50
+RUNNING, STOP, LENGTH, CANCELLED = range(4)
+
+
+def next_token(tokens: list[int], banned: list[int]) -> int:
+    for salt in range(100):
+        digest = hashlib.blake2b(repr((tokens, salt)).encode(), digest_size=4).digest()
+        token = int.from_bytes(digest, "little") % VOCAB
+        if token not in banned:
+            return token
+    raise AssertionError("no token is allowed")
+
+
+def solo(prompt, max_tokens, min_tokens, stop_ids, max_context):
+    """The text by definition: no batch, no blocks, no chunks."""
+    tokens = list(prompt)
+    while True:
+        generated = len(tokens) - len(prompt)
+        token = next_token(tokens, stop_ids if generated < min_tokens else [])
+        tokens.append(token)
+        if token in stop_ids and generated + 1 > min_tokens:
+            return tokens, STOP
+        if generated + 1 == max_tokens or len(tokens) >= max_context:
+            return tokens, LENGTH
+
+
+class Device:
+    """What a backend's begin, forward, sample and accept do, on plain lists."""
+
+    def __init__(self, num_blocks, block_tokens, slots):
+        self.block_tokens = block_tokens
+        self.kv = [[None] * block_tokens for _ in range(num_blocks + 1)]
+        self.length, self.pending = [0] * slots, [None] * slots
+        self.table = [{} for _ in range(slots)]
+
+    def step(self, batch):
+        updates = batch["table_update"].reshape(-1, 3)
+        for slot, index, block in updates.tolist():
+            assert block != 0, "the scrap block was handed out"
+            self.table[slot][index] = block
+        sampled, seen_rows = [], {}
+        for s, slot in enumerate(batch["slot"].tolist()):
+            begin, end = batch["cu_rows"][s : s + 2].tolist()
+            start = int(batch["start"][s])
+            position = self.length[slot] if start < 0 else start
+            for row in range(begin, end):
+                token = int(batch["row_id"][row])
+                token = self.pending[slot] if token < 0 else token
+                block = self.table[slot][position // self.block_tokens]
+                self.kv[block][position % self.block_tokens] = (slot, token)
+                seen_rows[row] = self.read(slot, position)
+                position += 1
+            self.length[slot] = position
+        for e, row in enumerate(batch["logits_row"].tolist()):
+            sampled.append(next_token(seen_rows[row], batch["bans"][e]))
+        for s, slot in enumerate(batch["slot"].tolist()):
+            first, last = batch["cu_logits"][s : s + 2].tolist()
+            if last > first:
+                self.pending[slot] = sampled[last - 1]
+        return sampled
+
+    def read(self, slot, position):
+        tokens = []
+        for p in range(position + 1):
+            owner, token = self.kv[self.table[slot][p // self.block_tokens]][p % self.block_tokens]
+            assert owner == slot, f"slot {slot} reads what slot {owner} wrote"
+            tokens.append(token)
+        return tokens
+
+
+def run_workload(seed):
+    rng = random.Random(seed)
+    block_tokens = rng.choice([1, 2, 3, 5])
+    max_context = rng.randint(4, 40)
+    needed = -(-max_context // block_tokens)
+    num_blocks = needed + rng.randint(0, 2 * needed)
+    slots = rng.randint(1, 5)
+    harness = Harness(
+        num_blocks=num_blocks,
+        block_tokens=block_tokens,
+        slots=slots,
+        max_context=max_context,
+        prefill_chunk=rng.choice([1, 2, 7, 100]),
+    )
+    device = Device(num_blocks, block_tokens, slots)
+    requests, finished, answers, logits_rows, cancelled = {}, {}, {}, {}, set()
+    waiting = list(range(rng.randint(1, 10)))
+    guard = 0
+    while waiting or not harness.idle():
+        guard += 1
+        assert guard < 5000, "no progress"
+        if waiting and rng.random() < 0.4:
+            request = waiting.pop()
+            wants_logits = rng.random() < 0.15
+            prompt = [rng.randrange(VOCAB) for _ in range(rng.randint(1, max_context - 1))]
+            room = max_context - len(prompt)
+            limit = rng.choice([-1, rng.randint(1, room)])
+            least = rng.randint(0, room if limit < 0 else limit)
+            stops = rng.sample(range(VOCAB), rng.randint(0, 4))
+            requests[request] = (prompt, limit, least, stops, wants_logits)
+            harness.submit(
+                request,
+                prompt,
+                max_tokens=limit,
+                min_tokens=least,
+                stop_ids=stops,
+                logits=wants_logits,
+            )
+        if requests and rng.random() < 0.03:
+            victim = rng.choice(list(requests))
+            if harness.end(victim):
+                cancelled.add(victim)
+        batch = harness.schedule()
+        check_blocks(harness)
+        if batch is not None:
+            for request, added, rows, finish in harness.commit(device.step(batch)):
+                logits_rows[request] = logits_rows.get(request, 0) + rows
+                assert added == (0 if rows else 1)
+                if finish != RUNNING:
+                    finished[request] = finish
+            check_blocks(harness)
+        for state in harness.sequences():
+            answers[state["id"]] = state["tokens"]
+        harness.reap()
+    assert harness.blocks()[1] == 0, "blocks leaked"
+    for request, (prompt, limit, least, stops, wants_logits) in requests.items():
+        if request in cancelled:
+            continue
+        if wants_logits:
+            assert logits_rows[request] == len(prompt)
+            continue
+        assert (answers[request], finished[request]) == solo(
+            prompt, limit, least, stops, max_context
+        )
+    return harness.preemptions()
+
+
+def check_blocks(harness):
+    free, used, total = harness.blocks()
+    held = [block for state in harness.sequences() for block in state["block_table"]]
+    assert free + used == total
+    assert len(held) == len(set(held)) == used, "a block belongs to two sequences, or to none"
+    slots = [state["slot"] for state in harness.sequences() if state["slot"] >= 0]
+    assert len(slots) == len(set(slots)), "a slot belongs to two sequences"
+
+
+@pytest.mark.parametrize("block", range(20))
+def test_texts_equal_solo_texts(block):
+    preemptions = sum(run_workload(1000 * block + i) for i in range(50))
+    assert preemptions > 0, "the workloads no longer reach preemption"
+
+
+def test_first_come_first_served():
+    harness = Harness(num_blocks=4, block_tokens=4, slots=1, max_context=16, prefill_chunk=4)
+    device = Device(4, 4, 1)
+    for request in range(3):
+        harness.submit(request, [request + 1] * 3, max_tokens=2)
+    order = []
+    while (batch := harness.schedule()) is not None:
+        order += [r for r, _, _, finish in harness.commit(device.step(batch)) if finish != RUNNING]
+        harness.reap()
+    assert order == [0, 1, 2]
+
+
+def test_long_prompt_does_not_stall_generation():
+    harness = Harness(num_blocks=64, block_tokens=4, slots=2, max_context=128, prefill_chunk=8)
+    device = Device(64, 4, 2)
+    harness.submit(0, [1, 2, 3], max_tokens=100)
+    harness.commit(device.step(harness.schedule()))
+    harness.submit(1, [4] * 64, max_tokens=2)
+    for _ in range(8):
+        batch = harness.schedule()
+        assert 0 in batch["ids"], "a running sequence lost its turn to a prompt"
+        assert len(batch["row_id"]) <= 8 + 2
+        harness.commit(device.step(batch))
+
+
+def test_unknown_request_is_not_ended():
+    harness = Harness(num_blocks=4, block_tokens=4, slots=1, max_context=16, prefill_chunk=4)
+    assert not harness.end(7)
+
+
+def test_pool_smaller_than_a_sequence_is_refused():
+    from mmengine.errors import EngineDeadError
+
+    with pytest.raises(EngineDeadError, match="cannot hold"):
+        Harness(num_blocks=3, block_tokens=4, slots=1, max_context=16, prefill_chunk=4)

@@ -1,0 +1,30 @@
+"""Sampling parameters of the tests of the public interface, and what must repeat bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mmengine
+
+
+def greedy(**changes: Any) -> mmengine.SamplingParams:
+    """Greedy parameters with logprobs, end token ignored."""
+    defaults = {"max_tokens": 24, "temperature": 0.0, "logprobs": 3, "ignore_eos": True}
+    return mmengine.SamplingParams(**{**defaults, **changes})
+
+
+def sampled(**changes: Any) -> mmengine.SamplingParams:
+    """The same, drawn with every filter in use."""
+    filters = {"temperature": 0.9, "top_p": 0.95, "top_k": 40, "min_p": 0.01, "seed": 1234}
+    return greedy(**{**filters, **changes})
+
+
+def outcome(completion: mmengine.Completion) -> tuple[Any, ...]:
+    """All that must repeat bit for bit: ids, reason, and logprobs as exact hexadecimals."""
+    logprobs = None
+    if completion.logprobs is not None:
+        logprobs = tuple(
+            (entry.token_id, entry.logprob.hex(), tuple((i, p.hex()) for i, p in entry.top))
+            for entry in completion.logprobs
+        )
+    return tuple(completion.token_ids), completion.finish_reason, logprobs
