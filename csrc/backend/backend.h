@@ -43,6 +43,11 @@ inline float read_element(const HostTensor& tensor, std::int64_t i) {
   }
 }
 
+struct TensorSource {  // where a tensor was found, for messages
+  std::string file, tensor;
+  std::string text() const { return file + ": " + tensor; }
+};
+
 // Rotary pairs of a head: (j, j + head_dim / 2), or adjacent (2j, 2j + 1) as in Mistral's files.
 // Inside the engine all is half-split: pack reorders the rows of q and k (model-spec 1.4).
 enum class RowOrder : std::uint8_t { half_split, interleaved };
@@ -52,7 +57,7 @@ struct HostWeight {  // the parts of one packed weight: q, k, v or gate, up or a
     HostTensor weight;        // [rows, k] f32, bf16, f16 or e4m3
     HostTensor weight_scale;  // of e4m3: f32 or bf16, one or [rows]; value = code * scale
     RowOrder rows = RowOrder::half_split;
-    std::string source;  // "FILE: TENSOR", for messages
+    TensorSource source;
   };
   std::vector<Part> parts;
   bool allow_nonfinite = false;

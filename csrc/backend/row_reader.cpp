@@ -17,34 +17,36 @@ constexpr float kMaxE4m3 = 448.0f;
 void check_part(const Part& part, const WeightSpec& spec) {
   const HostTensor& w = part.weight;
   MM_CHECK(w.data != nullptr && w.shape.rank == 2 && w.shape[1] == spec.k && w.shape[0] > 0, "pack",
-           part.source, ": expected shape [rows, ", spec.k, "], got [", w.shape[0], ", ",
+           part.source.text(), ": expected shape [rows, ", spec.k, "], got [", w.shape[0], ", ",
            w.shape[1], "]");
   MM_CHECK(w.dtype == DType::f32 || w.dtype == DType::bf16 || w.dtype == DType::f16 ||
                w.dtype == DType::e4m3,
-           "pack", part.source, ": expected f32, bf16, f16 or e4m3, got ", dtype_name(w.dtype));
+           "pack", part.source.text(), ": expected f32, bf16, f16 or e4m3, got ",
+           dtype_name(w.dtype));
   if (part.weight_scale) {
     const HostTensor& s = part.weight_scale;
     const std::int64_t count = s.shape.count();
-    MM_CHECK(w.dtype == DType::e4m3, "pack", part.source, ": weight_scale: expected none for ",
-             dtype_name(w.dtype), ", got one");
-    MM_CHECK(s.dtype == DType::f32 || s.dtype == DType::bf16, "pack", part.source,
+    MM_CHECK(w.dtype == DType::e4m3, "pack", part.source.text(),
+             ": weight_scale: expected none for ", dtype_name(w.dtype), ", got one");
+    MM_CHECK(s.dtype == DType::f32 || s.dtype == DType::bf16, "pack", part.source.text(),
              ": weight_scale: expected f32 or bf16, got ", dtype_name(s.dtype));
-    MM_CHECK(count == 1 || count == w.shape[0], "pack", part.source,
+    MM_CHECK(count == 1 || count == w.shape[0], "pack", part.source.text(),
              ": weight_scale: expected 1 or ", w.shape[0], " elements, got ", count);
   }
   if (part.rows == RowOrder::interleaved) {
     MM_CHECK(spec.role == Role::qkv_proj && spec.head_dim > 0 && spec.head_dim % 2 == 0 &&
                  w.shape[0] % spec.head_dim == 0,
-             "pack", part.source, ": interleaved rows: expected whole heads of even width, got ",
-             w.shape[0], " rows, head_dim ", spec.head_dim);
+             "pack", part.source.text(),
+             ": interleaved rows: expected whole heads of even width, got ", w.shape[0],
+             " rows, head_dim ", spec.head_dim);
   }
 }
 
 [[noreturn]] void not_finite(const Part& part, const std::string& element, float value) {
-  throw Error(ErrorCode::model_format, part.source,
+  throw Error(ErrorCode::model_format, part.source.text(),
               str(element, ": expected a finite number, got ", value,
                   "; the file is damaged, or pass allow_nonfinite"),
-              {.reason = "non_finite"});
+              {.reason = "non_finite", .file = part.source.file, .tensor = part.source.tensor});
 }
 
 void check_finite(const Part& part, std::int64_t row, const std::vector<float>& values) {
@@ -90,11 +92,11 @@ RowReader::RowReader(const HostWeight& host, const WeightSpec& spec) : host_(hos
     check_part(part, spec);
     first_row_.push_back(first_row_.back() + part.weight.shape[0]);
   }
-  MM_CHECK(first_row_.back() == spec.n, "pack", host.parts[0].source,
+  MM_CHECK(first_row_.back() == spec.n, "pack", host.parts[0].source.text(),
            ": rows of all parts: expected ", spec.n, ", got ", first_row_.back());
   MM_CHECK(spec.role != Role::gate_up_proj || 2 * first_row_[1] == spec.n, "pack",
-           host.parts[0].source, ": expected as many gate rows as up rows, got ", first_row_[1],
-           " of ", spec.n);
+           host.parts[0].source.text(), ": expected as many gate rows as up rows, got ",
+           first_row_[1], " of ", spec.n);
 }
 
 float RowReader::read(std::int64_t row, void* out, std::vector<float>& buffer) const {

@@ -179,12 +179,10 @@ HostTensor Checkpoint::tensor(const std::string& name) const {
               {.reason = "missing_tensor", .file = impl_->directory, .tensor = source});
 }
 
-std::string Checkpoint::source(const std::string& name) const {
+TensorSource Checkpoint::source(const std::string& name) const {
   const auto found = impl_->entries.find(name);
-  if (found == impl_->entries.end()) {
-    return str(impl_->directory, ": ", source_name(impl_->layout, name));
-  }
-  return str(found->second.file, ": ", found->second.info.name);
+  if (found == impl_->entries.end()) return {impl_->directory, source_name(impl_->layout, name)};
+  return {found->second.file, found->second.info.name};
 }
 
 RowOrder Checkpoint::row_order() const {

@@ -27,12 +27,12 @@ class Checkpoint {
   bool has(const std::string& name) const;
   // Its data may be unaligned. Error{model_format} names file and tensor.
   HostTensor tensor(const std::string& name) const;
-  std::string source(const std::string& name) const;  // "FILE: TENSOR", for messages
-  RowOrder row_order() const;                         // of the rows of q_proj and k_proj
-  std::uint64_t bytes() const;                        // of all tensors under our names
-  std::vector<std::string> names() const;             // ours, sorted
-  std::string layout() const;                         // "hf" | "mistral"
-  const std::vector<std::string>& warnings() const;   // one sentence each
+  TensorSource source(const std::string& name) const;  // the tensor's own name in its file
+  RowOrder row_order() const;                          // of the rows of q_proj and k_proj
+  std::uint64_t bytes() const;                         // of all tensors under our names
+  std::vector<std::string> names() const;              // ours, sorted
+  std::string layout() const;                          // "hf" | "mistral"
+  const std::vector<std::string>& warnings() const;    // one sentence each
 
  private:
   struct Impl;

@@ -39,11 +39,11 @@ void check_shape(const Checkpoint& checkpoint, const std::string& name, const Sh
     for (int i = 0; i < shape.rank; ++i) out += (i ? ", " : "") + std::to_string(shape[i]);
     return out + "]";
   };
-  const std::string source = checkpoint.source(name);
-  throw Error(ErrorCode::model_format, source,
+  const TensorSource source = checkpoint.source(name);
+  throw Error(ErrorCode::model_format, source.text(),
               str("shape does not fit the config, expected ", text(expected), ", got ",
                   text(tensor.shape), "; config and weights are of different models"),
-              {.reason = "shape", .tensor = name});
+              {.reason = "shape", .file = source.file, .tensor = source.tensor});
 }
 
 std::string layer_name(std::int64_t layer, const char* tensor) {
@@ -95,19 +95,20 @@ class Planner {
 
 std::vector<float> read_norm(const Checkpoint& checkpoint, const std::string& name,
                              bool allow_nonfinite) {
+  const TensorSource source = checkpoint.source(name);
   const HostTensor tensor = checkpoint.tensor(name);
   if (tensor.dtype != DType::f32 && tensor.dtype != DType::bf16 && tensor.dtype != DType::f16) {
-    throw Error(ErrorCode::model_format, checkpoint.source(name),
+    throw Error(ErrorCode::model_format, source.text(),
                 str("dtype of a norm, expected f32, bf16 or f16, got ", dtype_name(tensor.dtype)),
-                {.reason = "dtype", .tensor = name});
+                {.reason = "dtype", .file = source.file, .tensor = source.tensor});
   }
   std::vector<float> gain(static_cast<std::size_t>(tensor.shape.count()));
   for (std::size_t i = 0; i < gain.size(); ++i) {
     gain[i] = read_element(tensor, static_cast<std::int64_t>(i));
     if (!allow_nonfinite && !std::isfinite(gain[i])) {
-      throw Error(ErrorCode::model_format, checkpoint.source(name),
+      throw Error(ErrorCode::model_format, source.text(),
                   str("element ", i, " is not finite; --allow-nonfinite loads it all the same"),
-                  {.reason = "non_finite", .tensor = name});
+                  {.reason = "non_finite", .file = source.file, .tensor = source.tensor});
     }
   }
   return gain;
@@ -129,7 +130,7 @@ WeightPlan plan_decoder(const ModelConfig& config, const Checkpoint& checkpoint,
   } else if (config.tied_embeddings) {
     plan.weight("lm_head", {"embed_tokens"}, {config.vocab_size}, hidden, Role::lm_head);
   } else {
-    throw Error(ErrorCode::model_format, checkpoint.source("embed_tokens"),
+    throw Error(ErrorCode::model_format, checkpoint.source("embed_tokens").file,
                 "the checkpoint has no lm_head and its config does not tie it to the embeddings",
                 {.reason = "missing_tensor", .tensor = "lm_head"});
   }

@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from mmengine.errors import EngineDeadError, Error, ForkError
 from mmengine.outputs import Delta, TokenLogprob, Usage
@@ -36,16 +36,14 @@ class Handle:
         self._tokens = 0
         self._ended = False  # read and written by the consumer
 
-    def deltas(self) -> Iterator[Delta]:
-        """Every Delta; leaving the loop early cancels the request."""
-        try:
-            while not self._ended:
-                item = self._next()
-                if isinstance(item, Delta):
-                    self._ended = item.finish_reason is not None
-                    yield item
-        finally:
-            self.cancel()
+    def next_delta(self) -> Delta | None:
+        """The next one, when it is there; None after the last."""
+        while not self._ended:
+            item = self._next()
+            if isinstance(item, Delta):
+                self._ended = item.finish_reason is not None
+                return item
+        return None
 
     def logits(self) -> Iterator[NDArray[np.float32]]:
         """Blocks of logits [rows, vocab_size], in the order of the prompt."""
@@ -95,6 +93,33 @@ class Handle:
         logprobs = [TokenLogprob(*pairs[0], top=pairs[1:])] if pairs else None
         self._queue.put(Delta(text, token_ids, logprobs, finish, usage))
         return finish is not None
+
+
+class Deltas:
+    """An answer as it grows. close(), or dropping it at any point, cancels what is not computed."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Delta:
+        try:
+            delta = self._handle.next_delta()
+        except BaseException:  # KeyboardInterrupt, too: nobody will ask for more
+            self.close()
+            raise
+        if delta is None:
+            raise StopIteration
+        return delta
+
+    def close(self) -> None:
+        """Cancels the rest of the answer. Idempotent."""
+        self._handle.cancel()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class Driver:

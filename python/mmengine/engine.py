@@ -16,10 +16,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from mmengine import _core, cache
-from mmengine.driver import Driver, Handle
+from mmengine.driver import Deltas, Driver, Handle
 from mmengine.errors import ModelFormatError, RequestError, UsageError
 from mmengine.messages import quoted
-from mmengine.outputs import Completion, Delta, EngineStats, MemoryPlan
+from mmengine.outputs import Completion, EngineStats, MemoryPlan
 from mmengine.progress import bar
 from mmengine.sampling import SamplingParams
 from mmengine.stopping import TextStream
@@ -168,10 +168,10 @@ class Engine:
             return self._generate([prompts], params)[0]
         return self._generate(list(prompts), params)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
-        """The answer to one prompt, Delta by Delta; leaving the loop cancels the rest."""
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Deltas:
+        """The answer to one prompt, Delta by Delta; dropping the iterator cancels the rest."""
         handle, _ = self._submit(prompt, params or SamplingParams())
-        return handle.deltas()
+        return Deltas(handle)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """float32 [tokens, vocab_size]: row i holds the logits of the token after token_ids[i]."""
@@ -350,7 +350,7 @@ def _stepwise(advance: Callable[[int], None], total: int) -> Callable[[float], N
 
 
 def _complete(handle: Handle, prompt_token_ids: list[int]) -> Completion:
-    deltas = list(handle.deltas())
+    deltas = list(Deltas(handle))
     logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
     last = deltas[-1]
     assert last.finish_reason is not None
@@ -383,7 +383,8 @@ def _core_params(params: SamplingParams, ends: tuple[int, ...]) -> _core.Samplin
 def _is_one_prompt(prompts: Any) -> bool:
     if isinstance(prompts, str | bytes):
         return True
-    if not hasattr(prompts, "__len__") or not hasattr(prompts, "__getitem__"):
+    sequence = hasattr(prompts, "__len__") and hasattr(prompts, "__getitem__")
+    if not sequence or isinstance(prompts, Mapping):
         raise RequestError(
             f"prompt: expected text, token ids, messages or a list of them, got {quoted(prompts)}",
             param="prompt",

@@ -37,6 +37,22 @@ def damaged(tiny: Tiny, tmp_path: Path) -> Callable[..., Path]:
     return damage
 
 
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_weights_at_an_odd_offset(dtype: str, tiny: Tiny, tmp_path: Path) -> None:
+    """A header of odd length puts every tensor where its dtype is not aligned."""
+    ids = [3, 1, 4, 1, 5]
+    with mmengine.Engine(tiny(dtype=dtype), device="cpu") as engine:
+        expected = engine.logits(ids)
+    shutil.copytree(tiny(dtype=dtype), tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    shifted = (length + 1).to_bytes(8, "little") + data[8 : 8 + length] + b" " + data[8 + length :]
+    file.write_bytes(shifted)
+    with mmengine.Engine(str(tmp_path), device="cpu") as engine:
+        assert (engine.logits(ids) == expected).all()
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     ("tensor", "index"),

@@ -124,7 +124,7 @@ class TestBackend {
       part.weight = {array.data(), dtype_of(dtype), {array.shape(0), array.shape(1)}};
       if (scale) part.weight_scale = {scale->data(), DType::f32, {scale->size()}};
       part.rows = interleaved ? RowOrder::interleaved : RowOrder::half_split;
-      part.source = "model.safetensors: part" + std::to_string(host.parts.size());
+      part.source = {"model.safetensors", "part" + std::to_string(host.parts.size())};
       host.parts.push_back(part);
       spec.n += array.shape(0);
       spec.k = array.shape(1);

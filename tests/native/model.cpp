@@ -63,9 +63,6 @@ py::tuple tensor(const Checkpoint& checkpoint, const std::string& name) {
   std::vector<py::ssize_t> shape(found.shape.dims.begin(),
                                  found.shape.dims.begin() + found.shape.rank);
   shape.push_back(static_cast<py::ssize_t>(dtype_bytes(found.dtype)));
-  if (reinterpret_cast<std::uintptr_t>(bytes) % dtype_bytes(found.dtype) != 0) {
-    throw py::value_error("unaligned");
-  }
   return py::make_tuple(dtype_name(found.dtype), py::array_t<std::uint8_t>(shape, bytes));
 }
 
@@ -96,7 +93,10 @@ PYBIND11_MODULE(MM_MODULE, module) {
       .def(py::init(&Checkpoint::open), py::arg("directory"), py::arg("num_layers"))
       .def("has", &Checkpoint::has, py::arg("name"))
       .def("tensor", &mmengine::tensor, py::arg("name"))
-      .def("source", &Checkpoint::source, py::arg("name"))
+      .def(
+          "source",
+          [](const Checkpoint& c, const std::string& name) { return c.source(name).text(); },
+          py::arg("name"))
       .def("bytes", &Checkpoint::bytes)
       .def("warnings", &Checkpoint::warnings)
       .def("interleaved", [](const Checkpoint& checkpoint) {
