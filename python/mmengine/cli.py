@@ -12,20 +12,14 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
-from mmengine.cli_options import build_parser, engine_options, fill
+from mmengine.cli_engine import EngineFactory, OpenEngine, opener
+from mmengine.cli_options import build_parser, fill
 from mmengine.cli_output import Output, discard_stdout, note
 from mmengine.cli_signals import SignalGuard, Terminated
 from mmengine.errors import Error, ResourceError
 from mmengine.settings import load_settings
-
-if TYPE_CHECKING:
-    from mmengine.engine import Engine
-
-EngineFactory = Callable[..., "Engine"]
-OpenEngine = Callable[..., "Engine"]
 
 _EXIT_SOFTWARE = 70
 _EXIT_SIGPIPE = 141
@@ -68,7 +62,7 @@ def _run(arguments: list[str], factory: EngineFactory | None, guard: SignalGuard
     if getattr(args, "debug", False):
         logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
     fill(args, load_settings(os.environ))
-    _verb(args, _opener(factory), output, guard)
+    _verb(args, opener(factory), output, guard)
     return 0
 
 
@@ -98,21 +92,6 @@ def _verb(
             "inspect": cli_models.run_inspect,
         }
         verbs[args.verb](args, output)
-
-
-def _opener(factory: EngineFactory | None) -> OpenEngine:
-    def open_engine(args: argparse.Namespace, **extra: Any) -> Engine:
-        create = factory
-        if create is None:
-            from mmengine.engine import Engine
-
-            create = Engine
-        engine = create(args.model, **{**extra, **engine_options(args)})
-        for warning in engine.warnings:
-            note(f"mm-run: warning: {warning}", style="yellow")
-        return engine
-
-    return open_engine
 
 
 def _report(error: Exception, debug: bool) -> int:

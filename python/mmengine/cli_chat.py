@@ -29,7 +29,7 @@ from mmengine.settings import xdg_home
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
 
-    from mmengine.cli import OpenEngine
+    from mmengine.cli_engine import OpenEngine
     from mmengine.engine import Engine
 
 HELP = """\

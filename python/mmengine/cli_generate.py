@@ -18,7 +18,7 @@ from mmengine.errors import RequestError, UsageError
 from mmengine.messages import quoted
 
 if TYPE_CHECKING:
-    from mmengine.cli import OpenEngine
+    from mmengine.cli_engine import OpenEngine
     from mmengine.engine import Engine
     from mmengine.sampling import SamplingParams
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mmengine.bench import Bench
-    from mmengine.cli import OpenEngine
+    from mmengine.cli_engine import OpenEngine
     from mmengine.engine import Engine
 
 

@@ -7,7 +7,6 @@ pairs) head by head. Files are opened by the safetensors package, which checks t
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from mmengine.convert_source import (
     native_shapes,
 )
 from mmengine.errors import ModelFormatError, ModelNotFoundError, UnsupportedModelError
+from mmengine.files import read_bytes, read_object
 from mmengine.messages import quoted
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ _TEXTS = (
     "tekken.json",
 )
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-_MAX_TEXT_BYTES = 256 << 20
 _TOP_NAMES = {
     "tok_embeddings.weight": "model.embed_tokens.weight",
     "norm.weight": "model.norm.weight",
@@ -97,7 +96,7 @@ def open_checkpoint(directory: Path) -> Source:
         permuted = not native and name.endswith(("attention.wq.weight", "attention.wk.weight"))
         step = params["head_dim"] if permuted else 1
         tensors[name] = SourceTensor(shape, label, _reader(tensor, len(shape), step), step)
-    texts = {name: _read_bytes(directory / name) for name in _TEXTS if (directory / name).is_file()}
+    texts = {name: read_bytes(directory / name) for name in _TEXTS if (directory / name).is_file()}
     inputs = [directory / config_file, *files]
     return Source(directory.name, inputs, params, tensors, texts)
 
@@ -254,34 +253,6 @@ def _locate(files: list[Path]) -> dict[str, tuple[Any, str]]:
                 )
             located[name] = (opened.get_slice(name), f"{path.name}: tensor {quoted(name)}")
     return located
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object of a checkpoint; ModelNotFoundError or ModelFormatError otherwise."""
-    data = _read_bytes(path)
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ModelFormatError(
-            f"{path.name}: not JSON: {quoted(str(error))}", code="json", file=str(path)
-        ) from error
-    if not isinstance(value, dict):
-        raise ModelFormatError(f"{path.name}: not a JSON object", code="json", file=str(path))
-    return value
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > _MAX_TEXT_BYTES:
-            raise ModelFormatError(
-                f"{path.name}: {size} bytes, expected at most {_MAX_TEXT_BYTES}", file=str(path)
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelNotFoundError(
-            f"{path.parent.name}: {path.name} cannot be read: {error.strerror}", file=str(path)
-        ) from error
 
 
 def _hf_name(native: str) -> str:

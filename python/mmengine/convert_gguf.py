@@ -146,8 +146,8 @@ def _params(file: GgufFile, where: str) -> dict[str, Any]:
         "n_kv_heads": integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "hidden_dim": integer("feed_forward_length"),
-        "norm_eps": metadata.get("llama.attention.layer_norm_rms_epsilon"),
-        "rope_theta": metadata.get("llama.rope.freq_base", 10000.0),
+        "norm_eps": _short(metadata.get("llama.attention.layer_norm_rms_epsilon")),
+        "rope_theta": _short(metadata.get("llama.rope.freq_base", 10000.0)),
         "vocab_size": embedding.shape[0] if embedding else 1,
         "tied_embeddings": "output.weight" not in file.tensors,
         "max_position_embeddings": integer("context_length"),
@@ -161,6 +161,13 @@ def _params(file: GgufFile, where: str) -> dict[str, Any]:
                 file=str(file.path),
             )
     return params
+
+
+def _short(value: Any) -> Any:
+    """The shortest decimal of a 32-bit number: 1e-05, not 9.999999747378752e-06."""
+    import numpy as np
+
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _gguf_name(native: str) -> str:

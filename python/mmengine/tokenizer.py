@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.errors import Error, ModelFormatError, RequestError, UnsupportedModelError
+from mmengine.files import read_bytes, read_object
 from mmengine.messages import quoted
 
 MAX_TEXT_BYTES = 16 << 20
 
-_MAX_FILE_BYTES = 256 << 20
 _MAX_ID = 1 << 22
 
 
@@ -99,7 +99,7 @@ class Tokenizer:
             )
         adds_bos = config.get("add_bos_token")
         return cls(
-            _read(file),
+            read_bytes(file),
             bos=_token_text(config.get("bos_token")),
             ends=ends,
             adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
@@ -284,29 +284,5 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _read(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > _MAX_FILE_BYTES:
-            raise ModelFormatError(
-                f"{path.name}: {size} bytes, expected at most {_MAX_FILE_BYTES}", file=str(path)
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelFormatError(
-            f"{path.name}: cannot be read: {error.strerror}", file=str(path)
-        ) from error
-
-
 def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise ModelFormatError(
-            f"{path.name}: not JSON: {quoted(str(error))}", code="json", file=str(path)
-        ) from error
-    if not isinstance(value, dict):
-        raise ModelFormatError(f"{path.name}: not a JSON object", code="json", file=str(path))
-    return value
+    return read_object(path) if path.is_file() else {}
