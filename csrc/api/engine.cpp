@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <mutex>
 #include <random>
 #include <utility>
@@ -57,7 +58,8 @@ struct Engine::Impl {
 
   bool step(const Sink& sink);
   void take_inbox(const Sink& sink);
-  void compute(const Sink& sink);
+  std::vector<Output> compute(const StepResult*& result);
+  void die(const std::string& cause);
   void publish(const Output& output, const StepResult& result, const Sink& sink);
   void publish_end(const Sequence& sequence, const Sink& sink);
   void snapshot();
@@ -91,11 +93,25 @@ struct Engine::Impl {
 
 bool Engine::Impl::step(const Sink& sink) {
   take_inbox(sink);
-  compute(sink);
+  const StepResult* result = nullptr;
+  std::vector<Output> outputs;
+  try {
+    outputs = compute(result);
+  } catch (const std::exception& error) {  // the state may be torn: no further work
+    die(error.what());
+    throw Error(ErrorCode::engine_dead, "engine", error.what(), {.reason = "failed"});
+  }
+  for (const Output& output : outputs) publish(output, *result, sink);
   scheduler.reap();
   snapshot();
   const std::lock_guard lock(inbox_mutex);
   return !scheduler.idle() || !submitted.empty() || !endings.empty();
+}
+
+void Engine::Impl::die(const std::string& cause) {
+  const std::lock_guard lock(inbox_mutex);
+  if (death.empty()) death = cause;
+  dead = true;
 }
 
 void Engine::Impl::take_inbox(const Sink& sink) {
@@ -117,19 +133,22 @@ void Engine::Impl::take_inbox(const Sink& sink) {
   }
 }
 
-void Engine::Impl::compute(const Sink& sink) {
+std::vector<Output> Engine::Impl::compute(const StepResult*& result) {
   const Schedule schedule = scheduler.schedule();
-  if (schedule.empty()) return;
+  if (schedule.empty()) {
+    MM_CHECK(!scheduler.has_unfinished(), "scheduler", "requests wait and none can be computed");
+    return {};
+  }
   const bool with_logits = std::any_of(schedule.spans.begin(), schedule.spans.end(),
                                        [](const Span& span) { return span.sequence->logits; });
   const Batch batch = make_batch(schedule, limits, runner->step_input());
   runner->enqueue(batch);
   runner->sample(make_sample_input(schedule, lists));
-  const StepResult& result = runner->collect(with_logits);
-  const std::vector<Output> outputs = scheduler.commit(schedule, result);
+  result = &runner->collect(with_logits);
+  std::vector<Output> outputs = scheduler.commit(schedule, *result);
   ++steps;
   for (const Output& output : outputs) generated_tokens += output.num_tokens;
-  for (const Output& output : outputs) publish(output, result, sink);
+  return outputs;
 }
 
 void Engine::Impl::publish(const Output& output, const StepResult& result, const Sink& sink) {
@@ -254,19 +273,9 @@ void Engine::finish(RequestId id) {
 bool Engine::step(const Sink& sink) {
   Impl& impl = live();
   const std::unique_lock stepping(impl.step_mutex, std::try_to_lock);
-  if (!stepping) fail(ErrorCode::usage, "engine", "step is called by two threads at once");
-  if (impl.dead) live();  // closed while this thread waited
-  try {
-    return impl.step(sink);
-  } catch (const Error& error) {
-    // What the sink throws is the host's own affair; a failed check inside ends the engine.
-    if (error.code() == ErrorCode::engine_dead) {
-      const std::lock_guard lock(impl.inbox_mutex);
-      impl.death = error.what();
-      impl.dead = true;
-    }
-    throw;
-  }
+  if (!stepping) fail(ErrorCode::usage, "engine", "step is called while another thread steps");
+  if (impl.dead) live();  // closed in the meantime
+  return impl.step(sink);
 }
 
 void Engine::run(const Sink& sink) {
@@ -289,18 +298,15 @@ int Engine::threads() const { return live().threads; }
 
 double Engine::measure_read_bandwidth() {
   Impl& impl = live();
-  const std::lock_guard stepping(impl.step_mutex);
+  const std::unique_lock stepping(impl.step_mutex, std::try_to_lock);
+  if (!stepping) fail(ErrorCode::usage, "engine", "measured while another thread steps");
   if (impl.dead) live();
   return impl.runner->backend().measure_read_bandwidth();
 }
 
 void Engine::close() {
   if (!impl_ || impl_->process != ::getpid()) return;
-  {
-    const std::lock_guard lock(impl_->inbox_mutex);
-    if (impl_->death.empty()) impl_->death = "it was closed";
-    impl_->dead = true;
-  }
+  impl_->die("it was closed");
   const std::lock_guard stepping(impl_->step_mutex);  // waits for the step that runs
   impl_->runner.reset();
 }

@@ -62,6 +62,9 @@ ModelInfo describe(const ModelConfig& config, const Checkpoint& checkpoint,
   info.head_dim = config.head_dim;
   info.max_context = config.max_context;
   info.rope_theta = config.rope.theta;
+  info.rope_factor = config.rope.factor;
+  info.rope_original_context = config.rope.original_context;
+  info.rope_attention_factor = config.rope.attention_factor;
   info.norm_eps = config.norm_eps;
   info.tied_embeddings = !checkpoint.has("lm_head");
   for (const std::int32_t id : config.eos_ids) {

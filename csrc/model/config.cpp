@@ -17,8 +17,7 @@ constexpr std::uint64_t kMaxConfigBytes = 4 << 20;
 constexpr std::int64_t kMaxHidden = 1 << 20, kMaxIntermediate = 1 << 22, kMaxVocab = 1 << 24;
 constexpr std::int64_t kMaxLayers = 1024, kMaxHeads = 4096, kMaxHeadDim = 256;
 constexpr std::int64_t kMaxContext = 1 << 30, kDefaultContext = 32768;
-constexpr double kMinEps = 1e-12, kMaxEps = 0.1, kMinTheta = 1, kMaxTheta = 1e12;
-constexpr double kDefaultTheta = 1e4;
+constexpr double kMinEps = 1e-12, kMaxEps = 0.1;
 constexpr const char* kNothingRuns = "nothing from a checkpoint is executed";
 
 void check_heads(const Fields& fields, const ModelConfig& config, const char* heads,
@@ -92,31 +91,6 @@ std::string read_architecture(const Fields& fields) {
                      kSupportedArchitectures);
 }
 
-double read_hf_theta(const Fields& fields) {
-  for (const char* key : {"rope_parameters", "rope_scaling"}) {
-    const Fields rope = fields.object(key);
-    for (const char* type : {"rope_type", "type"}) {
-      if (rope.text(type, "default") != "default") rope.unsupported(type, "'default'");
-    }
-    if (rope.number("partial_rotary_factor", 0, 1, 1) != 1) {
-      rope.unsupported("partial_rotary_factor", "1");
-    }
-    for (const auto& [name, value] : fields.value(key).items()) {
-      if (value.is_object()) rope.unsupported(name.c_str(), "one rotary embedding for all layers");
-    }
-  }
-  if (fields.number("partial_rotary_factor", 0, 1, 1) != 1) {
-    fields.unsupported("partial_rotary_factor", "1");
-  }
-  const Fields rope = fields.object("rope_parameters");
-  const double top = fields.number("rope_theta", kMinTheta, kMaxTheta, kDefaultTheta);
-  const double theta = rope.number("rope_theta", kMinTheta, kMaxTheta, top);
-  if (fields.has("rope_theta") && theta != top) {
-    fields.bad("rope_theta", str("the same as rope_parameters.rope_theta = ", theta));
-  }
-  return theta;
-}
-
 void refuse_hf_variants(const Fields& fields) {
   for (const char* bias : {"attention_bias", "mlp_bias"}) {
     if (fields.flag(bias, false)) fields.unsupported(bias, "false");
@@ -162,7 +136,7 @@ ModelConfig read_hf(const Directory& directory, std::vector<std::string>& warnin
   check_heads(fields, config, "num_attention_heads", "num_key_value_heads", "head_dim",
               "hidden_size");
   config.norm_eps = fields.number("rms_norm_eps", kMinEps, kMaxEps, 1e-6);
-  config.rope.theta = read_hf_theta(fields);
+  config.rope = read_hf_rope(fields);
   config.tied_embeddings = fields.flag("tie_word_embeddings", false);
   const std::int64_t length = fields.integer("max_position_embeddings", 1, kMaxContext, 0);
   config.max_context = cap_by_window(fields, config.architecture,
@@ -184,9 +158,9 @@ ModelConfig read_hf(const Directory& directory, std::vector<std::string>& warnin
 // ---- Mistral ---------------------------------------------------------------------------------
 
 void refuse_mistral_variants(const Fields& fields, std::vector<std::string>& warnings) {
-  for (const char* key : {"moe", "yarn", "llama_4_scaling", "q_lora_rank", "qk_rope_head_dim",
-                          "qk_nope_head_dim", "kv_lora_rank", "v_head_dim"}) {
-    if (fields.has(key)) fields.unsupported(key, "null, as in a dense model with plain RoPE");
+  for (const char* key : {"moe", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim",
+                          "kv_lora_rank", "v_head_dim"}) {
+    if (fields.has(key)) fields.unsupported(key, "null, as in a dense model");
   }
   const std::string type = fields.text("model_type", "transformer");
   if (type != "transformer" && type != "mistral") {
@@ -258,7 +232,7 @@ ModelConfig read_mistral(const Directory& directory, std::vector<std::string>& w
   config.head_dim = fields.integer("head_dim", 2, kMaxHeadDim, default_head_dim(config));
   check_heads(fields, config, "n_heads", "n_kv_heads", "head_dim", "dim");
   config.norm_eps = fields.number("norm_eps", kMinEps, kMaxEps, 1e-5);
-  config.rope.theta = fields.number("rope_theta", kMinTheta, kMaxTheta, kDefaultTheta);
+  config.rope = read_mistral_rope(fields);
   config.tied_embeddings = fields.flag("tied_embeddings", false);
   const std::int64_t length = fields.integer("max_position_embeddings", 1, kMaxContext,
                                              fields.integer("max_seq_len", 1, kMaxContext, 0));

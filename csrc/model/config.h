@@ -9,12 +9,9 @@
 
 #include "base/file.h"
 #include "kernels/params.h"
+#include "model/rope_config.h"
 
 namespace mmengine {
-
-struct RopeConfig {
-  double theta = 1e4;
-};
 
 struct ModelConfig {
   std::string architecture;  // "llama" or "mistral"

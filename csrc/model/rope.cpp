@@ -1,24 +1,70 @@
 #include "model/rope.h"
 
+#include <algorithm>
 #include <cmath>
+#include <numbers>
 #include <vector>
 
 namespace mmengine {
+namespace {
+
+// The pair that makes `rotations` turns within the original context.
+double correction_pair(const RopeConfig& c, double rotations, double head_dim) {
+  return head_dim * std::log(c.original_context / (rotations * 2 * std::numbers::pi)) /
+         (2 * std::log(c.theta));
+}
+
+// 0 for the pairs that keep their frequency, 1 for those that are stretched, a ramp between.
+std::vector<float> stretched_share(const RopeConfig& c, std::int64_t head_dim) {
+  const auto width = static_cast<double>(head_dim);
+  double low = correction_pair(c, c.beta_fast, width);
+  double high = correction_pair(c, c.beta_slow, width);
+  if (c.truncate) {
+    low = std::floor(low);
+    high = std::ceil(high);
+  }
+  low = std::max(low, 0.0);
+  high = std::min(high, width - 1);
+  if (low == high) high += 0.001;
+  std::vector<float> share(static_cast<std::size_t>(head_dim / 2));
+  for (std::size_t j = 0; j < share.size(); ++j) {
+    const float ramp =
+        (static_cast<float>(j) - static_cast<float>(low)) / static_cast<float>(high - low);
+    share[j] = std::clamp(ramp, 0.0f, 1.0f);
+  }
+  return share;
+}
+
+}  // namespace
+
+std::vector<float> inverse_frequencies(const RopeConfig& config, std::int64_t head_dim) {
+  std::vector<float> inverse(static_cast<std::size_t>(head_dim / 2));
+  for (std::size_t j = 0; j < inverse.size(); ++j) {
+    const float exponent = static_cast<float>(2 * j) / static_cast<float>(head_dim);
+    inverse[j] = static_cast<float>(std::pow(config.theta, static_cast<double>(exponent)));
+  }
+  if (!config.yarn()) {
+    for (float& power : inverse) power = 1.0f / power;
+    return inverse;
+  }
+  const std::vector<float> share = stretched_share(config, head_dim);
+  for (std::size_t j = 0; j < inverse.size(); ++j) {
+    const float kept = 1.0f / inverse[j];
+    const float stretched = 1.0f / (static_cast<float>(config.factor) * inverse[j]);
+    const float keep = 1.0f - share[j];
+    inverse[j] = stretched * (1.0f - keep) + kept * keep;
+  }
+  return inverse;
+}
 
 void fill_rope_table(const RopeConfig& config, std::int64_t head_dim, std::int64_t positions,
                      float* cos, float* sin) {
-  const std::int64_t pairs = head_dim / 2;
-  std::vector<float> inverse(static_cast<std::size_t>(pairs));
-  for (std::int64_t j = 0; j < pairs; ++j) {
-    const float exponent = static_cast<float>(2 * j) / static_cast<float>(head_dim);
-    const double power = std::pow(config.theta, static_cast<double>(exponent));
-    inverse[static_cast<std::size_t>(j)] = 1.0f / static_cast<float>(power);
-  }
+  const std::vector<float> inverse = inverse_frequencies(config, head_dim);
   for (std::int64_t p = 0; p < positions; ++p) {
-    for (std::int64_t j = 0; j < pairs; ++j) {
-      const float angle = static_cast<float>(p) * inverse[static_cast<std::size_t>(j)];
-      cos[p * pairs + j] = static_cast<float>(std::cos(static_cast<double>(angle)));
-      sin[p * pairs + j] = static_cast<float>(std::sin(static_cast<double>(angle)));
+    for (const float frequency : inverse) {
+      const auto angle = static_cast<double>(static_cast<float>(p) * frequency);
+      *cos++ = static_cast<float>(std::cos(angle) * config.attention_factor);
+      *sin++ = static_cast<float>(std::sin(angle) * config.attention_factor);
     }
   }
 }

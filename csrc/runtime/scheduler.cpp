@@ -19,6 +19,8 @@ void Scheduler::submit(std::unique_ptr<Sequence> sequence) {
   sequences_.push_back(std::move(sequence));
 }
 
+bool Scheduler::has_unfinished() const { return num_waiting() + num_running() > 0; }
+
 int Scheduler::num_waiting() const {
   return static_cast<int>(std::count_if(sequences_.begin(), sequences_.end(), [](const auto& s) {
     return s->status == Status::waiting;
@@ -112,7 +114,9 @@ Schedule Scheduler::schedule() {
       if (!add_span(sequence, budget, schedule) && sequence.live) preempt(sequence);
     } else if (sequence.status == Status::waiting) {
       // All that is known of it must fit beside those that run, or it would be computed in vain.
-      const int needed = static_cast<int>(sequence.tokens.size()) / cache_.block_tokens() + 1;
+      const int positions =
+          std::min(static_cast<int>(sequence.tokens.size()) + 1, options_.max_context);
+      const int needed = (positions + cache_.block_tokens() - 1) / cache_.block_tokens();
       if (free_slots_.empty() || budget.prompt_rows == 0 || cache_.free_blocks() < needed) break;
       sequence.status = Status::running;
       sequence.slot = free_slots_.back();

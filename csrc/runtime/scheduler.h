@@ -40,6 +40,7 @@ class Scheduler {
   std::vector<Output> commit(const Schedule& schedule, const StepResult& result);
   void reap();  // destroys finished sequences
   bool idle() const { return sequences_.empty(); }
+  bool has_unfinished() const;
   int num_waiting() const;
   int num_running() const;
   std::int64_t preemptions() const { return preemptions_; }

@@ -33,8 +33,9 @@ class MM_EXPORT Engine {
   const ModelInfo& info() const;
   std::string description() const;  // "cpu, avx2, 2 threads"
   int threads() const;
-  double
-  measure_read_bandwidth();  // bytes per second, of this machine's memory; not while stepping
+  // Bytes per second at which this machine's memory is read; takes about a second. Called by the
+  // thread that steps, between steps (checked).
+  double measure_read_bandwidth();
   void close();              // idempotent, any thread; later calls throw Error{engine_dead}
 
  private:

@@ -102,6 +102,8 @@ struct ModelInfo {
   std::int64_t num_layers = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0;
   std::int64_t max_context = 0;
   double rope_theta = 0, norm_eps = 0;
+  // YaRN: factor over original_context, and what cos and sin are multiplied with; 1, 0, 1 if plain.
+  double rope_factor = 1, rope_original_context = 0, rope_attention_factor = 1;
   bool tied_embeddings = false;
   std::vector<std::int32_t> eos_ids;
   std::string weight_dtype;  // "f32", "bf16", "fp8": the format of most weights

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 from mmengine.errors import EngineDeadError, Error, ForkError
@@ -63,6 +64,7 @@ class Handle:
             self._driver.cancel(self.id)
 
     def _next(self) -> Delta | NDArray[np.float32]:
+        self._driver.check_process()
         item = self._queue.get()
         if isinstance(item, BaseException):
             self._ended = True
@@ -96,10 +98,14 @@ class Handle:
 
 
 class Deltas:
-    """An answer as it grows. close(), or dropping it at any point, cancels what is not computed."""
+    """An answer as it grows. close(), or dropping it at any point, cancels what is not computed.
 
-    def __init__(self, handle: Handle) -> None:
+    `owner`, the engine, is not closed before its last stream is dropped.
+    """
+
+    def __init__(self, handle: Handle, owner: object) -> None:
         self._handle = handle
+        self._owner = owner
 
     def __iter__(self) -> Self:
         return self
@@ -134,23 +140,47 @@ class Driver:
         self._work = threading.Condition(self._lock)
         self._has_work = False
         self._closing = False
+        self._death: str | None = None  # why the thread gave up
+        self._jobs: deque[tuple[Callable[[], float], queue.SimpleQueue[float | BaseException]]] = (
+            deque()
+        )
         self._thread = threading.Thread(target=self._run, name="mmengine", daemon=True)
         self._thread.start()
 
     def submit(self, token_ids: list[int], params: Any, text: TextStream, logits: bool) -> Handle:
         """Queues a request. Raises RequestError, OverloadedError, EngineDeadError."""
-        if os.getpid() != self._process:  # the lock may have been held when the process forked
+        self.check_process()
+        handle = Handle(self, text)
+        with self._work:
+            if self._death is not None:
+                raise EngineDeadError(f"engine: {self._death}", where="engine", code="failed")
+            handle.id = self._core.submit(token_ids, params, logits)
+            self._handles[handle.id] = handle
+            self._wake()
+        return handle
+
+    def call(self, work: Callable[[], float]) -> float:
+        """What `work` returns, run by the driver's thread between two steps."""
+        self.check_process()
+        answer: queue.SimpleQueue[float | BaseException] = queue.SimpleQueue()
+        with self._work:
+            if self._closing:
+                raise _closed()
+            self._jobs.append((work, answer))
+            self._wake()
+        result = answer.get()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def check_process(self) -> None:
+        """Raises ForkError in a child process: locks may be held there for ever."""
+        if os.getpid() != self._process:
             raise ForkError(
                 "engine: it was loaded before fork() and cannot be used in the child process; load "
                 'it there, or start the process with the "spawn" method',
                 where="engine",
             )
-        handle = Handle(self, text)
-        with self._work:
-            handle.id = self._core.submit(token_ids, params, logits)
-            self._handles[handle.id] = handle
-            self._wake()
-        return handle
 
     def cancel(self, request_id: int) -> None:
         """Ends a request; unknown and finished ones are ignored."""
@@ -178,7 +208,7 @@ class Driver:
         self._core.close()  # waits for the step that runs
         if threading.current_thread() is not self._thread:
             self._thread.join()
-        self._fail_all(EngineDeadError("engine: it was closed", where="engine", code="closed"))
+        self._fail_all(_closed())
 
     def _wake(self) -> None:
         self._has_work = True
@@ -194,19 +224,34 @@ class Driver:
                 self._has_work = False
             try:
                 self._step_until_idle()
-            except Error as error:
-                if not self._closing:
-                    self._fail_all(error)
             except Exception as error:
-                self._fail_all(EngineDeadError(f"engine: {error!r}", where="engine"))
-                raise
+                if not self._closing:
+                    self._give_up(error)
+                return
 
     def _step_until_idle(self) -> None:
         more = True
         while more and not self._closing:
+            self._run_jobs()
             more, outputs = self._core.step()
             for output in outputs:
                 self._dispatch(output)
+
+    def _run_jobs(self) -> None:
+        while self._jobs:
+            work, answer = self._jobs.popleft()
+            try:
+                answer.put(work())
+            except Error as error:
+                answer.put(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """After a failure inside a step, or a bug of ours: no further work is taken."""
+        if not isinstance(error, EngineDeadError):
+            error = EngineDeadError(f"engine: {error!r}", where="engine", code="failed")
+        with self._lock:
+            self._death = str(error).removeprefix("engine: ")
+        self._fail_all(error)
 
     def _dispatch(self, output: Any) -> None:
         with self._lock:
@@ -222,5 +267,13 @@ class Driver:
         with self._lock:
             handles = list(self._handles.values())
             self._handles.clear()
+            jobs = list(self._jobs)
+            self._jobs.clear()
         for handle in handles:
             handle.fail(error)
+        for _, answer in jobs:
+            answer.put(error)
+
+
+def _closed() -> EngineDeadError:
+    return EngineDeadError("engine: it was closed", where="engine", code="closed")

@@ -7,20 +7,21 @@ Any thread may use an engine; several engines may live in one process. Prompts a
 from __future__ import annotations
 
 import logging
-import operator
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from mmengine import _core, cache
 from mmengine.driver import Deltas, Driver, Handle
 from mmengine.errors import ModelFormatError, RequestError, UsageError
 from mmengine.messages import quoted
+from mmengine.options import choice, count, integer, refuse, text
 from mmengine.outputs import Completion, EngineStats, MemoryPlan
 from mmengine.progress import bar
+from mmengine.prompts import Prompt, bad_prompt, is_conversation, is_one_prompt, token_ids
 from mmengine.sampling import SamplingParams
 from mmengine.stopping import TextStream
 from mmengine.tokenizer import Detokenizer, Tokenizer
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
     from mmengine.chat import ChatFormat
 
-T = TypeVar("T")
-Message = Mapping[str, Any]
-Prompt = str | Sequence[int] | Sequence[Message]
 
 _log = logging.getLogger("mmengine")
 
@@ -98,23 +96,27 @@ class Engine:
         Raises UsageError, ModelNotFoundError, ModelFormatError, UnsupportedModelError,
         ResourceError.
         """
-        _refuse("draft", draft, None)
-        _refuse("num_draft_tokens", num_draft_tokens, None)
-        _refuse("tensor_parallel", tensor_parallel, 1)
+        refuse("draft", draft, None)
+        refuse("num_draft_tokens", num_draft_tokens, None)
+        refuse("tensor_parallel", tensor_parallel, 1)
         if deterministic not in (None, True):
             raise UsageError("deterministic: the cpu backend is always deterministic")
         options = _core.EngineOptions()
-        options.device = _text("device", device)
-        options.weight_dtype = _choice("weight_dtype", weight_dtype, _WEIGHT_DTYPES)
-        options.kv_dtype = _choice("kv_dtype", kv_dtype, _KV_DTYPES)
-        options.max_context = _count("max_context", max_context)
-        options.max_batch = _count("max_batch", max_batch)
-        options.prefill_chunk = _count("prefill_chunk", prefill_chunk)
-        options.kv_blocks = _count("kv_blocks", kv_blocks)
-        options.threads = _count("threads", threads)
-        options.seed = None if seed is None else _index("seed", seed, 0, 2**64 - 1)
+        options.device = text("device", device)
+        options.weight_dtype = choice("weight_dtype", weight_dtype, _WEIGHT_DTYPES)
+        options.kv_dtype = choice("kv_dtype", kv_dtype, _KV_DTYPES)
+        options.max_context = count("max_context", max_context)
+        options.max_batch = count("max_batch", max_batch)
+        options.prefill_chunk = count("prefill_chunk", prefill_chunk)
+        options.kv_blocks = count("kv_blocks", kv_blocks)
+        options.threads = count("threads", threads)
+        options.seed = None if seed is None else integer("seed", seed, 0, 2**64 - 1)
         options.allow_nonfinite = bool(allow_nonfinite)
 
+        if not isinstance(model, str | os.PathLike) or not isinstance(os.fspath(model), str):
+            raise UsageError(
+                f"model: expected a path or a name, got {quoted(model)}", where="model"
+            )
         self.model_name = os.fspath(model)
         wish = "f32" if weight_dtype == "f32" else "bf16"
         self.path: Path = cache.resolve_model(self.model_name, weight_dtype=wish, progress=progress)
@@ -164,14 +166,14 @@ class Engine:
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
     ) -> Completion | list[Completion]:
         """The answer to one prompt, or the answers to a list of prompts, in its order."""
-        if _is_one_prompt(prompts):
+        if is_one_prompt(prompts):
             return self._generate([prompts], params)[0]
         return self._generate(list(prompts), params)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Deltas:
         """The answer to one prompt, Delta by Delta; dropping the iterator cancels the rest."""
         handle, _ = self._submit(prompt, params or SamplingParams())
-        return Deltas(handle)
+        return Deltas(handle, self)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """float32 [tokens, vocab_size]: row i holds the logits of the token after token_ids[i]."""
@@ -179,11 +181,14 @@ class Engine:
 
         return np.concatenate(list(self.logits_blocks(token_ids)))
 
-    def logits_blocks(self, token_ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+    def logits_blocks(self, prompt_ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         """The rows of logits() in blocks, as they are computed: long texts in bounded memory."""
-        ids = self._token_ids(token_ids)
+        ids = token_ids(prompt_ids, self.vocab_size)
         handle = self._driver.submit(ids, _core.SamplingParams(), TextStream(None, ()), True)
-        return handle.logits()
+        return self._blocks(handle)
+
+    def _blocks(self, handle: Handle) -> Iterator[NDArray[np.float32]]:
+        yield from handle.logits()  # holds the engine as long as somebody iterates
 
     def _generate(self, prompts: list[Any], params: SamplingParams | None) -> list[Completion]:
         params = params or SamplingParams()
@@ -191,7 +196,7 @@ class Engine:
         try:
             for prompt in prompts:
                 handles.append(self._submit(prompt, params))
-            return [_complete(handle, ids) for handle, ids in handles]
+            return [_complete(handle, self, ids) for handle, ids in handles]
         finally:
             for handle, _ in handles:
                 handle.cancel()
@@ -207,47 +212,24 @@ class Engine:
             raise RequestError(
                 "stop: this model has no tokenizer; use stop_token_ids", param="stop"
             )
-        text = TextStream(detokenizer, tuple(params.stop or ()))
-        return self._driver.submit(ids, _core_params(params, ends), text, False), ids
+        answer = TextStream(detokenizer, tuple(params.stop or ()), params.min_tokens or 0)
+        return self._driver.submit(ids, _core_params(params, ends), answer, False), ids
 
     def _encode(self, prompt: Prompt) -> tuple[list[int], tuple[int, ...]]:
         """Token ids of a prompt, and the ids that end an answer besides the model's own."""
         if isinstance(prompt, str):
             if self.tokenizer is None:
-                raise RequestError(
-                    "prompt: this model has no tokenizer, expected token ids", param="prompt"
-                )
+                raise bad_prompt("this model has no tokenizer, expected token ids")
             return self.tokenizer.encode(prompt, add_bos=self.tokenizer.adds_bos), ()
-        if not isinstance(prompt, bytes) and len(prompt) > 0 and isinstance(prompt[0], Mapping):
+        if is_conversation(prompt):
             if self.chat_format is None:
-                raise RequestError(
-                    "messages: this model has no chat format that is known; give its prompt as "
-                    "text or token ids",
-                    param="messages",
+                raise bad_prompt(
+                    "this model has no chat format that is known; give its prompt as text or "
+                    "token ids"
                 )
             messages: Any = prompt
             return self.chat_format.encode(messages), self.chat_format.stop_ids
-        return self._token_ids(prompt), ()
-
-    def _token_ids(self, prompt: Any) -> list[int]:
-        if isinstance(prompt, bytes):
-            raise RequestError("prompt: expected text or token ids, got bytes", param="prompt")
-        ids: list[int] = []
-        for at, token in enumerate(prompt):
-            try:
-                index = -1 if isinstance(token, bool) else operator.index(token)
-            except TypeError:
-                index = -1
-            if not 0 <= index < self.vocab_size:
-                raise RequestError(
-                    f"prompt: token {at} is {quoted(token)}, expected an integer from 0 to "
-                    f"{self.vocab_size - 1}",
-                    where="prompt",
-                    param="prompt",
-                    code="token_id",
-                )
-            ids.append(index)
-        return ids
+        return token_ids(prompt, self.vocab_size), ()
 
     # ---- the engine itself -------------------------------------------------------------------
 
@@ -276,7 +258,7 @@ class Engine:
 
     def measure_read_bandwidth(self) -> float:
         """Bytes per second at which this machine's memory is read, measured now (about 1 s)."""
-        return self._core.measure_read_bandwidth()
+        return self._driver.call(self._core.measure_read_bandwidth)
 
     def close(self) -> None:
         """Frees the model. Idempotent, any thread; waiting requests raise EngineDeadError."""
@@ -313,6 +295,9 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
             "head_dim",
             "max_context",
             "rope_theta",
+            "rope_factor",
+            "rope_original_context",
+            "rope_attention_factor",
             "norm_eps",
             "tied_embeddings",
             "eos_ids",
@@ -349,8 +334,8 @@ def _stepwise(advance: Callable[[int], None], total: int) -> Callable[[float], N
     return report
 
 
-def _complete(handle: Handle, prompt_token_ids: list[int]) -> Completion:
-    deltas = list(Deltas(handle))
+def _complete(handle: Handle, owner: Engine, prompt_token_ids: list[int]) -> Completion:
+    deltas = list(Deltas(handle, owner))
     logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
     last = deltas[-1]
     assert last.finish_reason is not None
@@ -378,55 +363,3 @@ def _core_params(params: SamplingParams, ends: tuple[int, ...]) -> _core.Samplin
     core.ignore_eos = bool(params.ignore_eos)
     core.stop_token_ids = [*(params.stop_token_ids or ()), *(() if params.ignore_eos else ends)]
     return core
-
-
-def _is_one_prompt(prompts: Any) -> bool:
-    if isinstance(prompts, str | bytes):
-        return True
-    sequence = hasattr(prompts, "__len__") and hasattr(prompts, "__getitem__")
-    if not sequence or isinstance(prompts, Mapping):
-        raise RequestError(
-            f"prompt: expected text, token ids, messages or a list of them, got {quoted(prompts)}",
-            param="prompt",
-        )
-    # A list is a batch only if it starts with a prompt: text, or again a list.
-    return len(prompts) == 0 or not isinstance(prompts[0], str | list | tuple)
-
-
-def _refuse(option: str, value: object, only: object) -> None:
-    if value != only:
-        raise UsageError(
-            f"{option}: not supported by this version, expected {only}, got {quoted(value)}",
-            where=option,
-        )
-
-
-def _text(option: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise UsageError(f"{option}: expected a text, got {quoted(value)}", where=option)
-    return value
-
-
-def _choice(option: str, value: object, choices: Mapping[str, T]) -> T:
-    if isinstance(value, str) and value in choices:
-        return choices[value]
-    raise UsageError(
-        f"{option}: expected one of {', '.join(choices)}, got {quoted(value)}", where=option
-    )
-
-
-def _count(option: str, value: object) -> int:
-    """0, the core's "choose yourself", for None."""
-    return 0 if value is None else _index(option, value, 1, 2**31 - 1)
-
-
-def _index(option: str, value: Any, low: int, high: int) -> int:
-    try:
-        number = low - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = low - 1
-    if not low <= number <= high:
-        raise UsageError(
-            f"{option}: expected an integer from {low} to {high}, got {quoted(value)}", where=option
-        )
-    return number

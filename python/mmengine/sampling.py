@@ -27,7 +27,7 @@ class SamplingParams:
 
     max_tokens: most tokens to generate; None = until an ending token or the end of the context.
     temperature: 0 to 2; 0, and None, take the likeliest token (greedy).
-    top_p: (0, 1]; top_k: 0 = all; min_p: 0 to 1, relative to the likeliest token.
+    top_p: (0, 1]; top_k: 0, and -1, = all; min_p: 0 to 1, relative to the likeliest token.
     seed: 0 to 2**64 - 1; the same seed gives the same text, alone or in company; None = a new one.
     stop: texts that end the answer, at most 16 of 256 bytes; they are not part of it.
     stop_token_ids: ids that end it, besides the model's own; they are listed in token_ids.
@@ -65,7 +65,7 @@ class SamplingParams:
         put("top_p", _number("top_p", self.top_p, 0.0, 1.0, 1.0))
         if self.top_p == 0.0:
             raise _out_of_range("top_p", self.top_p, "more than 0 and at most 1")
-        put("top_k", _integer("top_k", self.top_k, 0, 2**30, 0))
+        put("top_k", max(_integer("top_k", self.top_k, -1, 2**30, 0) or 0, 0))
         put("min_p", _number("min_p", self.min_p, 0.0, 1.0, 0.0))
         put("seed", _integer("seed", self.seed, 0, 2**64 - 1, None))
         put("stop", _stops(self.stop))
@@ -187,7 +187,7 @@ def _stops(stop: Any) -> tuple[str, ...]:
 def _stop_ids(ids: Any) -> tuple[int, ...]:
     if ids is None:
         return ()
-    if isinstance(ids, str | bytes) or not isinstance(ids, Sequence):
+    if isinstance(ids, str | bytes) or not hasattr(ids, "__len__"):
         raise _wrong_type("stop_token_ids", ids, "a list of token ids")
     checked = [_integer("stop_token_ids", index, 0, _INT_MAX, 0) for index in ids]
     return tuple(index for index in checked if index is not None)

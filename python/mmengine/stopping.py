@@ -12,10 +12,13 @@ from mmengine.tokenizer import Detokenizer
 class TextStream:
     """One answer. `stopped` turns true when a stop text is complete; nothing follows it."""
 
-    def __init__(self, detokenizer: Detokenizer | None, stops: tuple[str, ...]) -> None:
-        """Without a detokenizer all text is empty."""
+    def __init__(
+        self, detokenizer: Detokenizer | None, stops: tuple[str, ...], min_tokens: int = 0
+    ) -> None:
+        """Without a detokenizer all text is empty. Stop texts count after `min_tokens` tokens."""
         self._detokenizer = detokenizer
         self._stops = stops
+        self._free = min_tokens
         self._held = ""
         self.stopped = False
 
@@ -23,7 +26,11 @@ class TextStream:
         """The text that is certain after this token."""
         if self._detokenizer is None or self.stopped:
             return ""
-        return self._take(self._detokenizer.push(token_id))
+        text = self._detokenizer.push(token_id)
+        if self._free > 0:
+            self._free -= 1
+            return text
+        return self._take(text)
 
     def finish(self) -> str:
         """What was held back, when the answer ends for another reason."""

@@ -86,13 +86,13 @@ def test_two_streams_taken_in_turns(engine: mmengine.Engine) -> None:
 
 @pytest.mark.parametrize("taken", [0, 1, 5])
 def test_an_abandoned_stream_gives_its_blocks_back(taken: int, tiny: Tiny) -> None:
-    with mmengine.Engine(tiny(), device="cpu") as engine:
-        stream = engine.stream(PROMPT, greedy(max_tokens=200))
+    with mmengine.Engine(tiny(max_context=8192), device="cpu") as engine:
+        stream = engine.stream(PROMPT, greedy(max_tokens=8000))
         for _ in range(taken):
             next(stream)
         del stream
         assert used_blocks_return_to_zero(engine)
-        assert engine.stats().generated_tokens < 100, "it was not computed to its end for nobody"
+        assert engine.stats().generated_tokens < 8000, "it was computed to its end for nobody"
 
 
 def test_interrupt_in_a_consumer(engine: mmengine.Engine) -> None:
@@ -252,3 +252,71 @@ def test_nothing_is_printed(tiny: Tiny, capfd: pytest.CaptureFixture[str]) -> No
         engine.generate(PROMPT, greedy())
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+def test_a_stream_keeps_its_engine(tiny: Tiny) -> None:
+    def start() -> Any:
+        engine = mmengine.Engine(tiny(), device="cpu")
+        return engine.stream(PROMPT, greedy(max_tokens=5))
+
+    assert sum(len(delta.token_ids) for delta in start()) == 5
+
+
+def test_logits_of_a_text_that_fills_the_context(tiny: Tiny) -> None:
+    with mmengine.Engine(tiny(), device="cpu", max_context=64, max_batch=1) as engine:
+        assert engine.logits([1] * 64).shape == (64, 97)
+        assert len(engine.generate([1] * 63, greedy(max_tokens=1)).token_ids) == 1
+
+
+def test_the_bandwidth_is_measured_while_others_generate(tiny: Tiny) -> None:
+    with mmengine.Engine(tiny(max_context=8192), device="cpu") as engine:
+        stream = engine.stream(PROMPT, greedy(max_tokens=2000))
+        next(stream)
+        assert engine.measure_read_bandwidth() > 0
+        assert sum(len(delta.token_ids) for delta in stream) == 1999
+
+
+def test_a_bug_in_the_driver_ends_the_engine(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> bool:
+        raise ValueError("broken")
+
+    with mmengine.Engine(tiny(), device="cpu") as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr("mmengine.driver.Handle.receive", broken)
+            with pytest.raises(errors.EngineDeadError, match="broken"):
+                engine.generate(PROMPT, greedy())
+        with pytest.raises(errors.EngineDeadError, match="broken"):
+            engine.generate(PROMPT, greedy())
+
+
+def test_arrays_are_prompts_and_batches(engine: mmengine.Engine) -> None:
+    expected = engine.generate([PROMPT, PROMPT[:3]], greedy())
+    arrays = [np.array(PROMPT), np.array(PROMPT[:3])]
+    for got, want in zip(engine.generate(arrays, greedy()), expected, strict=True):
+        assert got.token_ids == want.token_ids
+    assert engine.generate(np.array(PROMPT), greedy()).token_ids == expected[0].token_ids
+    rows = np.array([PROMPT, PROMPT])
+    assert [done.token_ids for done in engine.generate(rows, greedy())] == [
+        expected[0].token_ids
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [None, 5, 1.5, {"a": 1}, b"abc", np.array(5), ["a", None], [[1], 5], [None], [[1, 2.5]]],
+)
+def test_what_is_no_prompt_is_a_request_error(prompt: Any, engine: mmengine.Engine) -> None:
+    with pytest.raises(errors.RequestError, match="prompt"):
+        engine.generate(prompt, greedy())
+
+
+@pytest.mark.parametrize("prompt", [None, 5, {"a": 1}, b"abc", np.array(5)])
+def test_what_has_no_logits_is_a_request_error(prompt: Any, engine: mmengine.Engine) -> None:
+    with pytest.raises(errors.RequestError, match="prompt"):
+        engine.logits(prompt)
+
+
+@pytest.mark.parametrize("model", [5, None, b"/tmp"])
+def test_a_model_is_a_path_or_a_name(model: Any) -> None:
+    with pytest.raises(errors.UsageError, match="model"):
+        mmengine.Engine(model)

@@ -90,6 +90,11 @@ def test_hf(tmp_path: Path) -> None:
         "norm_eps": pytest.approx(1e-5, rel=1e-6),
         "tied_embeddings": True,
         "rope_theta": 50000.0,
+        "rope_factor": 1.0,
+        "rope_original_context": 0.0,
+        "rope_beta": (32.0, 1.0),
+        "rope_truncate": True,
+        "rope_attention_factor": 1.0,
         "eos_ids": [2],
     }
 
@@ -373,7 +378,7 @@ UNSUPPORTED_HF: list[tuple[dict[str, Any], str, str]] = [
     ({"architectures": ["Mistral3ForConditionalGeneration"]}, "architectures", "Llama"),
     ({"architectures": ["LlamaForCausalLM", "X"]}, "architectures", "Llama"),
     ({"model_type": "mistral"}, "architectures", "MistralForCausalLM"),
-    ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.rope_type", "default"),
+    ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters.rope_type", "yarn"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.type", "default"),
     ({"rope_parameters": {"full": {"rope_theta": 1e4}}}, "rope_parameters.full", "all layers"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor", "1"),
@@ -397,7 +402,6 @@ def test_unsupported_variant(
 
 UNSUPPORTED_MISTRAL: list[tuple[dict[str, Any], str]] = [
     ({"moe": {"num_experts": 8}}, "moe"),
-    ({"yarn": {"factor": 64}}, "yarn"),
     ({"llama_4_scaling": {"beta": 0.1}}, "llama_4_scaling"),
     ({"kv_lora_rank": 512}, "kv_lora_rank"),
     ({"activation": "gelu"}, "activation"),

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "bindings/errors.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
+#include "model/rope.h"
 #include "model/safetensors.h"
 
 namespace py = pybind11;
@@ -52,8 +54,33 @@ py::tuple config(const std::string& directory) {
   values["norm_eps"] = read.norm_eps;
   values["tied_embeddings"] = read.tied_embeddings;
   values["rope_theta"] = read.rope.theta;
+  values["rope_factor"] = read.rope.factor;
+  values["rope_original_context"] = read.rope.original_context;
+  values["rope_beta"] = py::make_tuple(read.rope.beta_fast, read.rope.beta_slow);
+  values["rope_truncate"] = read.rope.truncate;
+  values["rope_attention_factor"] = read.rope.attention_factor;
   values["eos_ids"] = read.eos_ids;
   return py::make_tuple(values, warnings);
+}
+
+// Of the config in a directory: inverse frequencies [pairs], cos and sin [positions, pairs].
+py::tuple rope(const std::string& directory, std::int64_t head_dim,
+               const std::vector<std::int64_t>& positions) {
+  std::vector<std::string> warnings;
+  const RopeConfig config = read_config(directory, warnings).rope;
+  const std::int64_t pairs = head_dim / 2;
+  const std::int64_t length = *std::max_element(positions.begin(), positions.end()) + 1;
+  std::vector<float> all_cos(static_cast<std::size_t>(length * pairs)), all_sin(all_cos.size());
+  fill_rope_table(config, head_dim, length, all_cos.data(), all_sin.data());
+  const auto rows = static_cast<py::ssize_t>(positions.size());
+  py::array_t<float> cos({rows, pairs}), sin({rows, pairs});
+  for (std::size_t i = 0; i < positions.size(); ++i) {
+    const auto row = static_cast<std::int64_t>(i) * pairs;
+    std::copy_n(all_cos.data() + positions[i] * pairs, pairs, cos.mutable_data() + row);
+    std::copy_n(all_sin.data() + positions[i] * pairs, pairs, sin.mutable_data() + row);
+  }
+  const std::vector<float> inverse = inverse_frequencies(config, head_dim);
+  return py::make_tuple(py::array_t<float>(pairs, inverse.data()), cos, sin);
 }
 
 // (dtype name, the bytes as uint8 [..., dtype size])
@@ -82,6 +109,8 @@ PYBIND11_MODULE(MM_MODULE, module) {
   mmengine::register_errors(module);
   module.def("parse_safetensors", &mmengine::header, py::arg("file_bytes"), py::arg("file"));
   module.def("read_config", &mmengine::config, py::arg("directory"));
+  module.def("rope_table", &mmengine::rope, py::arg("directory"), py::arg("head_dim"),
+             py::arg("positions"));
   module.def("map_file", &mmengine::read_mapped, py::arg("directory"), py::arg("name"));
   module.def(
       "read_file",

@@ -105,8 +105,11 @@ def run_workload(seed):
         if waiting and rng.random() < 0.4:
             request = waiting.pop()
             wants_logits = rng.random() < 0.15
-            prompt = [rng.randrange(VOCAB) for _ in range(rng.randint(1, max_context - 1))]
-            room = max_context - len(prompt)
+            longest = max_context if wants_logits else max_context - 1
+            prompt = [
+                rng.randrange(VOCAB) for _ in range(rng.choice([longest, rng.randint(1, longest)]))
+            ]
+            room = max(max_context - len(prompt), 1)
             limit = rng.choice([-1, rng.randint(1, room)])
             least = rng.randint(0, room if limit < 0 else limit)
             stops = rng.sample(range(VOCAB), rng.randint(0, 4))

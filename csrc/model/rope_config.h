@@ -1,0 +1,26 @@
+// RopeConfig: how positions become angles, and its reading from both config layouts. Plain RoPE, or
+// YaRN (Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models") as
+// transformers resolves its parameters (model-spec 1.1, 1.3).
+#pragma once
+
+namespace mmengine {
+
+class Fields;
+
+struct RopeConfig {
+  double theta = 1e4;
+  double original_context = 0;           // tokens the model was trained on before YaRN; 0: plain
+  double factor = 1.0;                   // how far YaRN stretches it
+  double beta_fast = 32, beta_slow = 1;  // rotations in it at the borders of the blend
+  bool truncate = true;                  // the borders are rounded to whole pairs
+  double attention_factor = 1.0;         // multiplied into cos and sin, so twice into the scores
+  bool yarn() const { return original_context > 0; }
+};
+
+// config.json: rope_theta, rope_parameters and the older rope_scaling.
+RopeConfig read_hf_rope(const Fields& fields);
+
+// params.json: rope_theta and yarn.
+RopeConfig read_mistral_rope(const Fields& fields);
+
+}  // namespace mmengine
