@@ -10,12 +10,15 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import pwd
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmengine.errors import ModelNotFoundError, UnsupportedModelError, UsageError
+from mmengine.errors import Error, ModelNotFoundError, UnsupportedModelError, UsageError
+from mmengine.files import read_object
 from mmengine.messages import quoted
 
 DEMO = "smollm2"
@@ -29,10 +32,12 @@ def cache_root() -> Path:
     for variable, below in (("MMENGINE_CACHE", ""), ("XDG_CACHE_HOME", "mmengine")):
         if value := os.environ.get(variable):
             return Path(value).absolute() / below
+    home = os.environ.get("HOME")
     try:
-        return Path.home() / ".cache" / "mmengine"
-    except RuntimeError as error:
+        home = home or pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError as error:
         raise UsageError("cache: no home directory; set MMENGINE_CACHE") from error
+    return Path(home).absolute() / ".cache" / "mmengine"
 
 
 def resolve_model(name: str, weight_dtype: str = "auto", progress: bool | None = None) -> Path:
@@ -49,7 +54,7 @@ def resolve_model(name: str, weight_dtype: str = "auto", progress: bool | None =
     weight_dtype = "bf16" if weight_dtype == "auto" else weight_dtype
     if name == DEMO:
         destination = cache_root() / "converted" / f"{DEMO}-{weight_dtype}-v{_CONVERSION}"
-        if not destination.is_dir():
+        if not _is_whole(destination):
             _convert_once(fetch(DEMO, progress), destination, weight_dtype, progress)
         return destination
     # Unlike Path, these take every string.
@@ -61,7 +66,11 @@ def resolve_model(name: str, weight_dtype: str = "auto", progress: bool | None =
     if _HUB_NAME.fullmatch(name):
         from mmengine.cache_hub import hub_path
 
-        return hub_path(name, cache_root()) or fetch(name, progress)
+        if found := hub_path(name, cache_root()):
+            return found
+        if name.endswith(".gguf") or os.path.isdir(name.partition("/")[0]):
+            raise ModelNotFoundError(f"model {quoted(name)}: no such file; give a path", where=name)
+        return fetch(name, progress)
     raise _unknown(name)
 
 
@@ -72,10 +81,13 @@ def fetch(model: str, progress: bool | None = None) -> Path:
     OutputError when it cannot be written, ModelFormatError when what came is not what was sent.
     """
     if model == DEMO:
-        from mmengine.cache_demo import fetch_demo
+        from mmengine.cache_demo import fetch_demo, fetched_demo
 
+        folder = cache_root() / "fetched"
+        if found := fetched_demo(folder):  # without a lock: the cache may be read-only
+            return found
         with _lock("fetch-smollm2"):
-            return fetch_demo(cache_root() / "fetched", progress)
+            return fetch_demo(folder, progress)
     if _HUB_NAME.fullmatch(model):
         from mmengine.cache_hub import fetch_repository
 
@@ -92,9 +104,20 @@ def _converted_file(path: Path, weight_dtype: str, progress: bool | None) -> Pat
     digest = hashlib.sha256(os.fsencode(key)).hexdigest()[:16]
     stem = re.sub(r"[^\w.-]", "_", resolved.stem, flags=re.ASCII)[:64]
     destination = cache_root() / "converted" / f"{stem}-{weight_dtype}-{digest}"
-    if not destination.is_dir():
+    if not _is_whole(destination):
         _convert_once(resolved, destination, weight_dtype, progress)
     return destination
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether all that the manifest of a cached conversion lists is there in its size."""
+    try:
+        files = read_object(directory / "manifest.json")["files"]
+        return bool(files) and all(
+            (directory / name).stat().st_size == entry["size"] for name, entry in files.items()
+        )
+    except (Error, OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def _convert_once(
@@ -104,9 +127,13 @@ def _convert_once(
     from mmengine.convert_output import output_errors
 
     with _lock(destination.name):
-        if not destination.is_dir():
-            with output_errors(str(destination.parent)):
+        if not _is_whole(destination):
+            with output_errors(str(destination)):
                 destination.parent.mkdir(parents=True, exist_ok=True)
+                if destination.is_dir() and not destination.is_symlink():
+                    shutil.rmtree(destination)  # damaged
+                else:
+                    destination.unlink(missing_ok=True)
             convert(source, destination, weight_dtype, progress)
 
 

@@ -31,14 +31,20 @@ _WORK_PREFIX = ".fetch-"
 _COPY_BYTES = 4 << 20
 
 
+def fetched_demo(folder: Path) -> Path | None:
+    """The demo model's GGUF file in `folder`, if it is there in its size."""
+    target = folder / DEMO_GGUF
+    return target if target.is_file() and target.stat().st_size == DEMO_BYTES else None
+
+
 def fetch_demo(folder: Path, progress: bool | None) -> Path:
-    """The demo model's GGUF file in `folder`, downloaded when it is not there.
+    """The demo model's GGUF file in `folder`, downloaded when it is not there whole.
 
     The caller keeps other processes out. Raises ModelNotFoundError, OutputError, ModelFormatError.
     """
+    if found := fetched_demo(folder):
+        return found
     target = folder / DEMO_GGUF
-    if target.is_file():
-        return target
     with output_errors(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob(f"{_WORK_PREFIX}*"):  # of a process that was killed

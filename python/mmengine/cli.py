@@ -15,14 +15,14 @@ import traceback
 from collections.abc import Sequence
 
 from mmengine.cli_engine import EngineFactory, OpenEngine, opener
-from mmengine.cli_options import build_parser, fill
+from mmengine.cli_options import build_parser, fill, parse
 from mmengine.cli_output import Output, discard_stdout, note
 from mmengine.cli_signals import SignalGuard, Terminated
 from mmengine.errors import Error, ResourceError
 from mmengine.settings import load_settings
 
 _EXIT_SOFTWARE = 70
-_EXIT_SIGPIPE = 141
+_EXIT_SIGINT, _EXIT_SIGPIPE, _EXIT_SIGTERM = 130, 141, 143
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
 
 
@@ -33,27 +33,28 @@ def main(argv: Sequence[str] | None = None, *, engine_factory: EngineFactory | N
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    with SignalGuard() as guard:
-        try:
+    try:
+        # Inside the try: a signal may come while the guard is entered or left.
+        with SignalGuard() as guard:
             return _run(arguments, engine_factory, guard)
-        except Terminated:
-            note("mm-run: terminated", style="red")
-            return 143
-        except KeyboardInterrupt:
-            note("mm-run: interrupted", style="red")
-            return 130
-        except BrokenPipeError:
-            discard_stdout()
-            return _EXIT_SIGPIPE
-        except Exception as error:
-            return _report(error, debug)
+    except Terminated:
+        note("mm-run: terminated", style="red")
+        return _EXIT_SIGTERM
+    except KeyboardInterrupt:
+        note("mm-run: interrupted", style="red")
+        return _EXIT_SIGINT
+    except BrokenPipeError:
+        discard_stdout()
+        return _EXIT_SIGPIPE
+    except Exception as error:
+        return _report(error, debug)
 
 
 def _run(arguments: list[str], factory: EngineFactory | None, guard: SignalGuard) -> int:
     output = Output()
     parser = build_parser()
     try:
-        args = parser.parse_args(arguments)
+        args = parse(parser, arguments)
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
     if args.verb is None:
@@ -108,7 +109,3 @@ def _report(error: Exception, debug: bool) -> int:
         code = _EXIT_SOFTWARE
     note(f"mm-run: {message}", style="red")
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -27,7 +27,7 @@ def run_perplexity(args: argparse.Namespace, open_engine: OpenEngine, output: Ou
     with open_engine(args) as engine:
         if engine.tokenizer is None:
             raise UsageError(f"{engine.model_name}: has no tokenizer, so it cannot read a text")
-        ids = engine.tokenizer.encode(text)[: args.max_tokens]
+        ids = engine.tokenizer.encode(text)[: args.text_tokens]
         with _status("perplexity") as update:
             result = measure_perplexity(
                 engine, ids, args.stride, lambda done: update(f"{done} of {len(ids) - 1} tokens")

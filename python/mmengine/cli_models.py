@@ -50,6 +50,14 @@ def run_inspect(args: argparse.Namespace, output: Output) -> None:
         note(f"mm-run: warning: {warning}", style="yellow")
 
 
+def _told(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` without the scaling of the positions where there is none."""
+    plain = {name for name in ("rope_factor", "rope_attention_factor") if config.get(name) == 1}
+    if "rope_factor" in plain:
+        plain.add("rope_original_context")
+    return {name: value for name, value in config.items() if name not in plain}
+
+
 def _print_report(console: Console, report: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -63,7 +71,7 @@ def _print_report(console: Console, report: dict[str, Any]) -> None:
     facts.add_row("parameters", f"{report['parameters']:,}")
     for dtype, elements in report["dtypes"].items():
         facts.add_row(f"  {dtype}", f"{elements:,}")
-    for name, value in sorted(report["config"].items()):
+    for name, value in sorted(_told(report["config"]).items()):
         facts.add_row(Text(str(name)), Text(str(value)))
     console.print(facts)
     tensors = Table(title=f"{len(report['tensors'])} tensors")

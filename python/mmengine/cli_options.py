@@ -7,7 +7,7 @@ or the environment may set are None when the user did not type them, until `fill
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,8 +26,11 @@ Options may also be set in ~/.config/mmengine/config.toml (top_p = 0.9) or in th
 _EXIT_CODES = """\
 Exit codes: 0 done, 64 bad option or request, 65 malformed model, 66 not found, 69 unsupported
 model or device, 70 internal error, 71 out of memory, 74 cannot write, 75 overloaded,
-130 interrupted.
+130 interrupted (Ctrl-C), 141 the reader of stdout left, 143 terminated.
 """
+
+# Options that later versions have: a user who read about them learns what is the matter.
+_UNSUPPORTED = ("--image", "--reasoning-effort", "--json-schema", "--draft")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,8 +55,9 @@ def _add_settings(parser: argparse.ArgumentParser, settings: tuple[Setting, ...]
         else:
             metavar = "|".join(setting.choices) or {str: "NAME", int: "N"}.get(setting.kind, "X")
             parser.add_argument(
-                setting.flag, type=_typed(setting), metavar=metavar, help=setting.help
-            )
+                *setting.flags, dest=setting.name, type=_typed(setting), metavar=metavar,
+                help=setting.help,
+            )  # fmt: skip
 
 
 def _count(flag: str, minimum: int = 1) -> Callable[[str], Value]:
@@ -71,19 +75,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-n", "--max-tokens", type=_sampling_int("-n"), metavar="N",
-        help="most tokens to generate (default: to the end of the text or context)",
-    )  # fmt: skip
     _add_settings(parser, SAMPLING_SETTINGS)
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable"
     )
-
-
-def _sampling_int(flag: str) -> Callable[[str], Value]:
-    setting = Setting("max_tokens", int, "")
-    return lambda text: setting.parse(text, flag)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -136,6 +131,28 @@ def build_parser() -> argparse.ArgumentParser:
     return root
 
 
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The parsed `arguments`; UsageError naming the option that is unknown or not supported."""
+    first = next((word for word in arguments if word != "--debug"), "")
+    for word in arguments:
+        if word == "--":
+            break
+        name = word.partition("=")[0]
+        if name in _UNSUPPORTED:
+            raise UsageError(f"{name}: not supported by this version")
+    if first.startswith("-") and first not in ("-", "--", "-h", "--help", "--version"):
+        # Its value would be taken for the verb.
+        raise UsageError(f"unknown option {quoted(first)} before the verb; see {parser.prog} -h")
+    args, rest = parser.parse_known_args(arguments)
+    if rest:
+        option = next((word for word in rest if word.startswith("-") and word != "-"), None)
+        what = f"unexpected argument {quoted(rest[0])}"
+        if option is not None:
+            what = f"unknown option {quoted(option.partition('=')[0])}"
+        raise UsageError(f"{what}; see {parser.prog} {args.verb or ''}".rstrip() + " -h")
+    return args
+
+
 def _add_json(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--json", action="store_true", help=f"print {what}")
 
@@ -149,12 +166,13 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         help="many prompts, answered as a batch: one a line, or .jsonl with texts, lists of token "
         "ids, or objects with prompt or messages",
     )  # fmt: skip
-    source.add_argument("stdin", nargs="?", metavar="-", help="read the prompt from stdin")
+    # Outside the group: the value of an unknown option would be blamed instead of the option.
+    parser.add_argument("stdin", nargs="?", metavar="-", help="read the prompt from stdin")
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--raw", action="store_true", help="no chat format around the prompt")
     _add_sampling(parser)
     parser.add_argument(
-        "--logprobs", type=_sampling_int("--logprobs"), metavar="N",
+        "--logprobs", type=_typed(Setting("logprobs", int, "")), metavar="N",
         help="with --json: log-probabilities of the chosen token and N alternatives",
     )  # fmt: skip
     _add_json(parser, "one JSON object per completion")
@@ -164,8 +182,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 def _add_perplexity(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; - is stdin")
     parser.add_argument(
-        "--max-tokens", type=_count("--max-tokens", 2), metavar="N", help="only the first N tokens"
-    )
+        "--max-tokens", dest="text_tokens", type=_count("--max-tokens", 2), metavar="N",
+        help="only the first N tokens",
+    )  # fmt: skip
     parser.add_argument(
         "--stride", type=_count("--stride"), metavar="N",
         help="slide a window of --max-context tokens by N; each token is scored once",
@@ -228,8 +247,12 @@ def package_version() -> str:
 
 
 def check_positional(args: argparse.Namespace) -> None:
-    """UsageError if the one positional argument of generate is not "-"."""
+    """UsageError if the one positional argument of generate is not "-", or one prompt too many."""
     if args.stdin not in (None, "-"):
         raise UsageError(
             f"unexpected argument {quoted(args.stdin)}, expected -; give a prompt with -p TEXT"
         )
+    if args.stdin is not None:
+        for flag, value in (("-p", args.prompt), ("-f", args.file), ("--prompts", args.prompts)):
+            if value is not None:
+                raise UsageError(f"-: not allowed with {flag}; give one prompt")

@@ -123,6 +123,10 @@ def _open(source: Path) -> Source:
 
 
 def _checked_destination(source: Path, destination: Path) -> Path:
+    if not destination.name:  # "", "." and "/"
+        raise UsageError(
+            f"destination: {quoted(str(destination))} is not the name of a new directory; give one"
+        )
     try:
         source, destination = source.resolve(), destination.resolve()
     except (OSError, RuntimeError, ValueError) as error:

@@ -42,6 +42,7 @@ def output_errors(where: str) -> Iterator[None]:
             errno.EROFS: "; choose a place that can be written",
             errno.EACCES: "; choose a place that can be written",
             errno.EPERM: "; choose a place that can be written",
+            errno.ENOENT: "; choose a place that can be written",
             errno.EFBIG: "; raise the file size limit of this process",
         }.get(error.errno or 0, "")
         raise OutputError(
@@ -101,20 +102,14 @@ class OutputDirectory:
         self._parent = destination.parent
         _check_destination(destination, force)
         _remove_stale(self._parent)
-        with output_errors(str(self._parent)):
-            available = shutil.disk_usage(self._parent).free
-        if available < needed_bytes:
-            raise OutputError(
-                f"{self._parent}: disk full: {needed_bytes} bytes are needed, {available} are "
-                "free; free some space or choose another disk",
-                where=str(self._parent),
-                code="enospc",
-                needed=needed_bytes,
-                available=available,
-            )
         self.path = self._parent / _temporary_name()
         with output_errors(str(self._parent)):
             self.path.mkdir()
+        try:
+            _check_space(self._parent, needed_bytes)
+        except BaseException:
+            self.path.rmdir()
+            raise
 
     def __enter__(self) -> OutputDirectory:
         return self
@@ -172,6 +167,22 @@ def _check_destination(destination: Path, force: bool) -> None:
         raise UsageError(
             f"destination: {quoted(str(destination))} is not an engine directory "
             f"(it has no {MANIFEST}), so it is not replaced; remove it yourself"
+        )
+
+
+def _check_space(folder: Path, needed_bytes: int) -> None:
+    with output_errors(str(folder)):
+        usage = shutil.disk_usage(folder)
+    if usage.total == 0:  # a file system that does not say
+        return
+    if usage.free < needed_bytes:
+        raise OutputError(
+            f"{folder}: disk full: {needed_bytes} bytes are needed, {usage.free} are "
+            "free; free some space or choose another disk",
+            where=str(folder),
+            code="enospc",
+            needed=needed_bytes,
+            available=usage.free,
         )
 
 

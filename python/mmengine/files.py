@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,29 @@ _MAX_BYTES = 256 << 20
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content; ModelNotFoundError if it cannot be read, ModelFormatError if over 256 MiB."""
+    """The content of a regular file; never waits for the other end of a pipe.
+
+    Raises ModelNotFoundError if it cannot be read, ModelFormatError for what is no regular file
+    (code "path") and over 256 MiB (code "too_large").
+    """
     try:
-        size = path.stat().st_size
-        if size > _MAX_BYTES:
-            raise ModelFormatError(
-                f"{path.name}: {size} bytes, expected at most {_MAX_BYTES}", file=str(path)
-            )
-        return path.read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ModelFormatError(
+                    f"{path.name}: not a regular file, expected one", code="path", file=str(path)
+                )
+            if status.st_size > _MAX_BYTES:
+                raise ModelFormatError(
+                    f"{path.name}: {status.st_size} bytes, expected at most {_MAX_BYTES}",
+                    code="too_large",
+                    file=str(path),
+                )
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(_MAX_BYTES)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise ModelNotFoundError(
             f"{path.parent.name}: {path.name} cannot be read: {error.strerror}", file=str(path)

@@ -2,7 +2,8 @@
 
 One table names every option with its type and range; the command line, the environment and the
 file are read through it, so the same words are valid in all three. The command line beats the
-environment, the environment beats the file. Keys are option names with underscores.
+environment, the environment beats the file. Keys are option names with underscores; where an
+option has two names ("temp" and "temperature"), either will do.
 """
 
 from __future__ import annotations
@@ -26,18 +27,30 @@ _BOOLS |= {"0": False, "false": False, "no": False, "off": False}
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One option: its name with underscores, its type, and the values it may have."""
+    """One option: its name with underscores, its type, the values it may have, its other name."""
 
     name: str
     kind: type[str] | type[int] | type[float] | type[bool]
     help: str
     choices: tuple[str, ...] = ()
     minimum: int | None = None
+    alias: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name, then the alias if there is one."""
+        return (self.name, self.alias) if self.alias else (self.name,)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The option as it is typed, the short form first: "-n", "--max-tokens"."""
+        flags = [("--" if len(name) > 1 else "-") + name.replace("_", "-") for name in self.names]
+        return tuple(sorted(flags, key=len))
 
     @property
     def flag(self) -> str:
-        """The option as it is typed, "--max-context"."""
-        return "--" + self.name.replace("_", "-")
+        """The short form of the option, which errors name."""
+        return self.flags[0]
 
     def parse(self, text: str, where: str) -> Value:
         """`text` as a value of this option; UsageError naming `where` if it is none."""
@@ -103,13 +116,24 @@ ENGINE_SETTINGS = (
 
 # Options of SamplingParams, which checks the ranges.
 SAMPLING_SETTINGS = (
-    Setting("temp", float, "temperature; 0 is greedy (default: the model's advice)"),
+    Setting(
+        "max_tokens",
+        int,
+        "most tokens to generate (default: to the end of the text or context)",
+        alias="n",
+    ),
+    Setting(
+        "temp",
+        float,
+        "temperature; 0 is greedy (default: the model's advice)",
+        alias="temperature",
+    ),
     Setting("top_p", float, "smallest set of tokens with this probability (default 1)"),
     Setting("top_k", int, "only the K likeliest tokens; 0 is all (default 0)"),
     Setting("min_p", float, "only tokens of this share of the likeliest's probability (default 0)"),
 )
 
-SETTINGS = {s.name: s for s in (MODEL, *ENGINE_SETTINGS, *SAMPLING_SETTINGS)}
+SETTINGS = {name: s for s in (MODEL, *ENGINE_SETTINGS, *SAMPLING_SETTINGS) for name in s.names}
 
 
 def config_path(environ: Mapping[str, str]) -> Path:
@@ -128,16 +152,26 @@ def xdg_home(environ: Mapping[str, str], variable: str, fallback: str) -> Path:
 def load_settings(environ: Mapping[str, str]) -> dict[str, Value]:
     """Values set by config.toml and, over them, by MMENGINE_<NAME>; UsageError for a bad one.
 
+    They are keyed by Setting.name, whichever name was used; both names in one place are an error.
     An empty variable counts as unset. Variables of other names are left to other parts of the
     package; keys of other names in the file are errors.
     """
     values = _load_file(config_path(environ))
+    used: dict[str, str] = {}
     for name, setting in SETTINGS.items():
         variable = "MMENGINE_" + name.upper()
         text = environ.get(variable, "")
         if text:
-            values[name] = setting.parse(text, variable)
+            _check_once(used, setting, variable, variable)
+            values[setting.name] = setting.parse(text, variable)
     return values
+
+
+def _check_once(used: dict[str, str], setting: Setting, name: str, where: str) -> None:
+    """UsageError if `setting` was set before by its other name; `used` holds the names so far."""
+    other = used.setdefault(setting.name, name)
+    if other != name:
+        raise UsageError(f"{where}: sets the same option as {other}, expected one of them")
 
 
 def _load_file(path: Path) -> dict[str, Value]:
@@ -156,7 +190,8 @@ def _load_file(path: Path) -> dict[str, Value]:
         table = tomllib.loads(data.decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}", file=str(path)) from error
-    values = {}
+    values: dict[str, Value] = {}
+    used: dict[str, str] = {}
     for key, value in table.items():
         setting = SETTINGS.get(key)
         if setting is None:
@@ -164,5 +199,6 @@ def _load_file(path: Path) -> dict[str, Value]:
             raise UsageError(
                 f"{path}: unknown key {quoted(key)}, expected one of {known}", file=str(path)
             )
-        values[key] = setting.check(value, f"{path}: {key}")
+        _check_once(used, setting, key, f"{path}: {key}")
+        values[setting.name] = setting.check(value, f"{path}: {key}")
     return values

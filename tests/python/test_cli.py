@@ -8,14 +8,15 @@ import pytest
 
 from fake_engine import FakeEngine
 from mmengine import cli, errors
+from mmengine.settings import SETTINGS
 
 
 @pytest.fixture(autouse=True)
 def _clean_settings(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    for name in ("MODEL", "DEVICE", "THREADS", "WEIGHT_DTYPE", "KV_DTYPE", "TEMP", "SEED"):
-        monkeypatch.delenv("MMENGINE_" + name, raising=False)
+    for name in SETTINGS:
+        monkeypatch.delenv("MMENGINE_" + name.upper(), raising=False)
     FakeEngine.opened = []
     FakeEngine.closed = 0
 
@@ -48,7 +49,10 @@ def test_without_a_verb_prints_help(run):
 
 
 def test_help_and_version(run):
-    assert run("-h")[0] == 0
+    code, out, _ = run("-h")
+    assert code == 0
+    codes = [int(word) for word in out.partition("Exit codes:")[2].split() if word.isdecimal()]
+    assert codes == [0, 64, 65, 66, 69, 70, 71, 74, 75, 130, 141, 143]
     code, out, _ = run("generate", "--help")
     assert code == 0
     assert "--max-tokens" in out
@@ -77,6 +81,12 @@ def test_help_and_version(run):
         (["generate"], "no prompt"),
         (["generate", "hello"], "hello"),
         (["generate", "-p", "x", "-f", "y"], "not allowed"),
+        (["generate", "-p", "x", "-"], "-: not allowed with -p"),
+        (["generate", "-p", "x", "--frobnicate", "y"], 'unknown option "--frobnicate"'),
+        (["generate", "--frobnicate=y", "-p", "x"], 'unknown option "--frobnicate"; see mm-run g'),
+        (["chat", "-x"], 'unknown option "-x"; see mm-run chat -h'),
+        (["bench", "more"], 'unexpected argument "more"; see mm-run bench -h'),
+        (["--temp", "1", "generate"], 'unknown option "--temp" before the verb; see mm-run -h'),
         (["generate", "-p", "x", "--raw", "--system", "s"], "--system"),
         (["generate", "-p", "x", "--logprobs", "2"], "--logprobs"),
         (["generate", "-p", "bad \udcff byte"], "UTF-8"),
@@ -93,6 +103,18 @@ def test_bad_usage_is_one_sentence_and_64(run, argv, word):
     code, out, err = run(*argv)
     assert (code, out) == (64, "")
     assert word in one_sentence(err)
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat", "bench"])
+@pytest.mark.parametrize("option", ["--image", "--reasoning-effort", "--json-schema", "--draft"])
+def test_options_of_later_versions_are_named(run, verb, option):
+    for argv in ([verb, "-p", "x", option, "y"], [verb, f"{option}=y"], [option, "y", verb]):
+        code, out, err = run(*argv)
+        assert (code, out, err) == (64, "", f"mm-run: {option}: not supported by this version\n")
+
+
+def test_a_prompt_may_be_the_name_of_an_option_of_later_versions(run):
+    assert run("generate", "-p=--image")[:2] == (0, "echo: --IMAGE\n")
 
 
 def test_options_are_checked_before_the_model_opens(run):
@@ -285,9 +307,44 @@ def test_command_line_beats_environment_beats_file(run, tmp_path, monkeypatch):
     assert FakeEngine.opened == [("filed", {"threads": 6, "max_context": 66})]
 
 
+def sampled(*argv):
+    """(max_tokens, temperature) of the request that generate makes."""
+    made = []
+
+    class Keeping(FakeEngine):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+    assert cli.main(["generate", "-p", "hi", *argv], engine_factory=Keeping) == 0
+    return made[0].params[0].max_tokens, made[0].params[0].temperature
+
+
+def test_both_names_of_an_option_are_taken(run, tmp_path, monkeypatch):
+    config = tmp_path / "config" / "mmengine" / "config.toml"
+    config.parent.mkdir(parents=True)
+    for text in ("temp = 0.5\nn = 4", "temperature = 0.5\nmax_tokens = 4"):
+        config.write_text(text)
+        assert sampled() == (4, 0.5)
+        assert sampled("--temperature", "0.25", "--max-tokens", "3") == (3, 0.25)
+        for temp, most in (("TEMP", "N"), ("TEMPERATURE", "MAX_TOKENS")):
+            with monkeypatch.context() as patch:
+                patch.setenv("MMENGINE_" + temp, "0.75")
+                patch.setenv("MMENGINE_" + most, "2")
+                assert sampled() == (2, 0.75)
+                assert sampled("--temp", "0", "-n", "1") == (1, 0)
+    monkeypatch.setenv("MMENGINE_TEMP", "1")
+    monkeypatch.setenv("MMENGINE_TEMPERATURE", "1")
+    code, _, err = run("generate", "-p", "hi")
+    assert code == 64
+    assert "MMENGINE_TEMPERATURE: sets the same option as MMENGINE_TEMP" in one_sentence(err)
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [
+        ("temp = 1\ntemperature = 1", "temperature: sets the same option as temp"),
+        ('max_tokens = "all"', "max_tokens: expected an integer"),
         ("colour = 3", "colour"),
         ('threads = "many"', "threads"),
         ("threads = true", "threads"),
@@ -383,6 +440,30 @@ def test_inspect(run, monkeypatch, tmp_path):
     assert "a[red]" in out
     assert "3 x 4" in out
     assert "num_layers" in out
+
+
+def test_inspect_tells_the_scaling_of_positions_where_there_is_one(run, monkeypatch, tmp_path):
+    import mmengine
+    from mmengine import cache
+
+    report = {"layout": "hf", "tensors": [], "bytes": 0, "warnings": []}
+    monkeypatch.setattr(cache, "resolve_model", lambda name, progress: tmp_path)
+    monkeypatch.setattr(mmengine, "inspect", lambda path: dict(report), raising=False)
+    for factor, attention, shown in (
+        (1.0, 1.0, set()),
+        (64.0, 1.0, {"rope_factor", "rope_original_context"}),
+        (64.0, 1.4, {"rope_factor", "rope_original_context", "rope_attention_factor"}),
+    ):
+        config = {
+            "rope_theta": 1e6,
+            "rope_factor": factor,
+            "rope_original_context": 0.0 if factor == 1 else 4096.0,
+            "rope_attention_factor": attention,
+        }
+        report["config"] = config
+        out = run("inspect", "-m", "x")[1]
+        assert {name for name in config if name in out} == {"rope_theta", *shown}
+        assert json.loads(run("inspect", "-m", "x", "--json")[1])["config"] == config
 
 
 def test_every_error_class_has_an_exit_code():

@@ -24,17 +24,35 @@ def default_signals():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+# The entry point of mm-run; what is sought by the name in argv writes a byte and sends a signal.
+EARLY = """
+import os, signal, sys
+where, number = sys.argv.pop(1), int(sys.argv.pop(1))
+class Hook:
+    def find_spec(self, name, path=None, target=None):
+        if name == where:
+            os.write(1, b"!")
+            if number:
+                os.kill(os.getpid(), number)
+sys.meta_path.insert(0, Hook())
+from mmengine.__main__ import main
+sys.exit(main())
+"""
+
+
 @pytest.fixture
 def start(tmp_path):
     """Starts mm-run; whatever is left of it at the end is killed."""
     running = []
 
-    def call(*argv, **options):
+    def call(*argv, program=PROGRAM, **options):
+        if program is PROGRAM:
+            argv = (str(HERE), *argv)
         environment = {**os.environ, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
         environment["XDG_STATE_HOME"] = str(tmp_path / "state")
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(HERE), *argv],
+            [sys.executable, "-c", program, *argv],
             env=environment,
             preexec_fn=default_signals,
             **options,
@@ -121,6 +139,50 @@ def test_chat_survives_an_interrupted_answer(start):
     assert process.returncode == 0
     assert out == b"echo: TH\necho: NEXT\n"
     assert b"stopped" in err
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "mmengine.cli",
+        "argparse",
+        "mmengine.settings",
+        "mmengine.cli_signals",
+        "mmengine.cli_generate",
+    ],
+)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_during_the_imports_leaves_without_a_traceback(start, module, number, code):
+    process = start(module, str(int(number)), "generate", "-p", "x", program=EARLY)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (code, b"!")
+    assert err == (b"mm-run: interrupted\n" if code == 130 else b"mm-run: terminated\n")
+
+
+@pytest.mark.parametrize("milliseconds", [0, 1, 3, 10, 20, 40, 70, 100, 150, 200, 300, 500])
+def test_sigint_soon_after_the_start_exits_130(start, milliseconds):
+    # "No such model" may be told first, where the machine is fast.
+    process = start(
+        "mmengine.cli", "0", "chat", "-m", "/no/such", stdin=subprocess.PIPE, program=EARLY
+    )
+    read_until(process.stdout, b"!")
+    time.sleep(milliseconds / 1000)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert b"Traceback" not in err
+    assert err.startswith(b"mm-run: ")
+    assert process.returncode == (130 if b"interrupted" in err else 66)
+    assert out == b""
+
+
+@pytest.mark.parametrize("milliseconds", [0, 1, 2, 4, 6, 8, 12, 16, 24])
+def test_sigint_at_the_end_is_no_signal_death(start, milliseconds):
+    process = start("none", "0", "--version", program=EARLY)
+    read_until(process.stdout, b"mm-run")
+    time.sleep(milliseconds / 1000)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) in ((0, b""), (130, b"mm-run: interrupted\n"))
 
 
 class Terminal:

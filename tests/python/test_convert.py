@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,20 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import tiny_model
+from mmengine import engine
 from mmengine.convert import convert, quantize_fp8
+from mmengine.convert_tokenizer import build_tokenizer
+from mmengine.engine import Engine
 from mmengine.errors import (
+    Error,
     ModelFormatError,
     ModelNotFoundError,
     UnsupportedModelError,
     UsageError,
 )
-from tiny_model import entries, sha256
+from mmengine.files import read_bytes
+from mmengine.gguf_reader import GgufFile
+from tiny_model import entries, run_python, sha256
 
 KINDS = [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q4_K, Kind.Q6_K]
 BF16 = ml_dtypes.bfloat16
@@ -129,7 +137,7 @@ def test_engine_directory(tmp_path: Path, source: Path) -> None:
         "n_kv_heads": tiny_model.KV_HEADS,
         "head_dim": tiny_model.HEAD_DIM,
         "hidden_dim": tiny_model.HIDDEN,
-        "norm_eps": float(np.float32(1e-5)),
+        "norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "vocab_size": len(tiny_model.TOKENS),
         "tied_embeddings": True,
@@ -181,6 +189,8 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "heads not a multiple": ({"metadata": {"llama.attention.head_count_kv": 3}}, "n_kv_heads"),
     "no width": ({"metadata": {"llama.embedding_length": None}}, "dim is None"),
     "width of other type": ({"metadata": {"llama.embedding_length": "256"}}, 'dim is "256"'),
+    "head size": ({"metadata": {"llama.attention.key_length": 258}}, "head_dim is 258"),
+    "large epsilon": ({"metadata": {"llama.attention.layer_norm_rms_epsilon": 0.5}}, "norm_eps"),
     "epsilon": ({"metadata": {"llama.attention.layer_norm_rms_epsilon": float("nan")}}, "norm_eps"),
     "theta": ({"metadata": {"llama.rope.freq_base": -1.0}}, "rope_theta is -1.0"),
     "hidden not of the file": ({"metadata": {"llama.feed_forward_length": 256}}, r"\[512, 256\]"),
@@ -281,7 +291,6 @@ def test_bad_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     directory, out = tmp_path / "hf", tmp_path / "out"
     write_hf(directory, 3)
     config = tiny_model.hf_config()
-    shard = directory / "model-00002-of-00003.safetensors"
 
     tiny_model.write_json(directory / "config.json", config | {"auto_map": {"A": "code.py"}})
     convert(directory, tmp_path / "mapped")
@@ -295,27 +304,8 @@ def test_bad_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
         tiny_model.write_json(directory / "config.json", config | change)
         with pytest.raises(UnsupportedModelError, match=words):
             convert(directory, out)
-    (directory / "config.json").write_text("[" * 100000)
-    with pytest.raises(ModelFormatError, match="not JSON"):
-        convert(directory, out)
     tiny_model.write_json(directory / "config.json", config)
-
-    whole = shard.read_bytes()
-    shard.write_bytes(b"\x80\x04" + whole)
-    with pytest.raises(UnsupportedModelError, match="pickle formats are never loaded"):
-        convert(directory, out)
-    shard.write_bytes(whole[:-1])
-    with pytest.raises(ModelFormatError, match="model-00002"):
-        convert(directory, out)
-    shard.unlink()
-    with pytest.raises(ModelNotFoundError, match="model-00002"):
-        convert(directory, out)
-    index = directory / "model.safetensors.index.json"
-    for name in ("../secret.safetensors", "/etc/passwd", "a/b.safetensors"):
-        tiny_model.write_json(index, {"weight_map": {"model.norm.weight": name}})
-        with pytest.raises(ModelFormatError, match="not the name of a shard"):
-            convert(directory, out)
-    index.unlink()
+    (directory / "model.safetensors.index.json").unlink()
     for path in directory.glob("*.safetensors"):
         path.rename(path.with_suffix(".bin"))
     with pytest.raises(UnsupportedModelError, match="pickle formats are never loaded"):
@@ -336,3 +326,248 @@ def test_files_that_are_no_source(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ModelNotFoundError, match="regular file"):
         convert(tmp_path / "pipe", tmp_path / "out")
+
+
+FRESH = """
+import sys
+from pathlib import Path
+from mmengine.convert import convert
+convert(Path(sys.argv[1]), Path(sys.argv[2]))
+assert "torch" not in sys.modules
+"""
+
+
+def test_bf16_checkpoint_in_a_fresh_process(tmp_path: Path) -> None:
+    write_hf(tmp_path / "hf")
+    run_python(FRESH, str(tmp_path / "hf"), str(tmp_path / "out"))
+    assert "manifest.json" in entries(tmp_path / "out")
+
+
+Damage = Callable[[Path], None]
+SHARD = "model-00001-of-00002.safetensors"
+
+
+def config_with(**changes: Any) -> Damage:
+    values = tiny_model.hf_config() | changes
+    kept = {key: value for key, value in values.items() if value is not ...}
+    return lambda folder: tiny_model.write_json(folder / "config.json", kept)
+
+
+def shard_of(change: Callable[[bytes], bytes]) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / SHARD).write_bytes(change((folder / SHARD).read_bytes()))
+
+    return damage
+
+
+def header_of(change: Callable[[bytes], bytes]) -> Damage:
+    def damage(data: bytes) -> bytes:
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = change(data[8:end])
+        return struct.pack("<Q", len(header)) + header + data[end:]
+
+    return shard_of(damage)
+
+
+def shard_is(make: Callable[[Path], object]) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / SHARD).rename(folder.parent / "elsewhere.safetensors")
+        make(folder / SHARD)
+
+    return damage
+
+
+def index_with(name: str) -> Damage:
+    index = {"weight_map": {"model.norm.weight": name}}
+    return lambda folder: tiny_model.write_json(folder / "model.safetensors.index.json", index)
+
+
+def text_of(name: str, text: str) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return damage
+
+
+def weight_with(value: float) -> Damage:
+    def damage(folder: Path) -> None:
+        with safe_open(folder / SHARD, framework="numpy") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        name = min(name for name in stored if name.endswith("proj.weight"))
+        stored[name][0, 0] = value
+        save_file(stored, folder / SHARD)
+
+    return damage
+
+
+def pickles_only(folder: Path) -> None:
+    for path in folder.glob("model*"):
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
+
+
+DAMAGES: dict[str, Damage] = {
+    "no bytes": shard_of(lambda data: b""),
+    "7 bytes": shard_of(lambda data: data[:7]),
+    "header length 0": shard_of(lambda data: bytes(8) + data[8:]),
+    "header length over the file": shard_of(lambda data: b"\xff" * 8 + data[8:]),
+    "header not JSON": header_of(lambda header: b"\xff" + header[1:]),
+    "header after a space": header_of(lambda header: b" " + header),
+    "duplicate key": header_of(lambda h: h.rstrip()[:-1] + b"," + h.rstrip()[1:]),
+    "unknown dtype": header_of(lambda header: header.replace(b'"BF16"', b'"Q4_K"', 1)),
+    "negative dimension": header_of(lambda header: header.replace(b"[256]", b"[-56]", 1)),
+    "truncated": shard_of(lambda data: data[:-1]),
+    "trailing bytes": shard_of(lambda data: data + b"\0"),
+    "deep header": header_of(lambda header: b'{"a":' * 100_000),
+    "name of another place": header_of(lambda h: h.replace(b"model.layers", b"../../layers", 1)),
+    "not a number": weight_with(np.nan),
+    "infinity": weight_with(np.inf),
+    "missing shard": lambda folder: (folder / SHARD).unlink(),
+    "pipe": shard_is(os.mkfifo),
+    "folder": shard_is(os.mkdir),
+    "link out": shard_is(lambda path: path.symlink_to("../elsewhere.safetensors")),
+    "index leaves": index_with("../elsewhere.safetensors"),
+    "index of an absolute path": index_with("/etc/passwd.safetensors"),
+    "index of a pickle": index_with("pytorch_model.bin"),
+    "index of a missing file": index_with("model-00009.safetensors"),
+    "index lists one tensor": index_with("model-00002-of-00002.safetensors"),
+    "index is no JSON": text_of("model.safetensors.index.json", "{"),
+    "config is no JSON": text_of("config.json", "[" * 100_000),
+    "config key twice": text_of("config.json", '{"hidden_size": 256, "hidden_size": 256}'),
+    "no hidden size": config_with(hidden_size=...),
+    "no heads": config_with(num_attention_heads=0),
+    "10^9 layers": config_with(num_hidden_layers=10**9),
+    "head size not of the tensors": config_with(head_dim=32),
+    "hidden size as text": config_with(hidden_size="256"),
+    "end id": config_with(eos_token_id=268),
+    "unknown architecture": config_with(architectures=["GemmaForCausalLM"]),
+    "no tied head": config_with(tie_word_embeddings=False),
+    "pickle renamed": shard_of(lambda data: b"\x80\x04" + data),
+    "zip renamed": shard_of(lambda data: b"PK\3\4" + data),
+    "pickles only": pickles_only,
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "tokenizer is no JSON": text_of("tokenizer.json", "{"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_the_loader_refuses_is_refused_alike(tmp_path: Path, name: str) -> None:
+    write_hf(tmp_path / "hf", 2)
+    DAMAGES[name](tmp_path / "hf")
+    before = entries(tmp_path)
+    with pytest.raises(Error) as loading:
+        Engine(tmp_path / "hf", device="cpu", max_context=32)
+    with pytest.raises(Error) as converting:
+        convert(tmp_path / "hf", tmp_path / "out")
+    assert type(converting.value) is type(loading.value)
+    assert converting.value.code == loading.value.code
+    assert entries(tmp_path) == before
+
+
+def params_of(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "params.json").read_text())
+
+
+def test_config_is_read_as_the_loader_reads_it(tmp_path: Path) -> None:
+    write_hf(tmp_path / "hf")
+    config_with(rope_theta=None, max_position_embeddings=None)(tmp_path / "hf")
+    tiny_model.write_json(tmp_path / "hf" / "generation_config.json", {"eos_token_id": [0, 2]})
+    params = params_of(convert(tmp_path / "hf", tmp_path / "out"))
+    assert params["rope_theta"] == 10000.0
+    assert params["max_position_embeddings"] == 32768
+    assert params["mmengine"]["eos_token_ids"] == [2, 0]
+
+
+def test_scaled_rope_is_not_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_hf(tmp_path / "hf")
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    config_with(rope_scaling=yarn)(tmp_path / "hf")
+    with pytest.raises(UnsupportedModelError, match=r"rope_type|YaRN"):
+        convert(tmp_path / "hf", tmp_path / "out")
+    config_with()(tmp_path / "hf")
+    found = engine.inspect(tmp_path / "hf")
+    for name in ("rope_factor", "rope_attention_factor"):
+        scaled = found | {"config": found["config"] | {name: 4.0}}
+        monkeypatch.setattr(engine, "inspect", lambda path, scaled=scaled: scaled)
+        with pytest.raises(UnsupportedModelError, match="YaRN"):
+            convert(tmp_path / "hf", tmp_path / "out")
+    assert entries(tmp_path) == ["hf"]
+
+
+def test_fp8_checkpoint_is_not_converted(tmp_path: Path, source: Path) -> None:
+    convert(source, tmp_path / "fp8", "fp8")
+    with pytest.raises(UnsupportedModelError, match="F8_E4M3"):
+        convert(tmp_path / "fp8", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def write_tokenizer(folder: Path, tokens: list[str]) -> None:
+    with GgufFile(folder.parent / "m.gguf") as file:
+        metadata = file.metadata | {"tokenizer.ggml.tokens": tokens}
+    metadata["tokenizer.ggml.token_type"] = [3] * 3 + [1] * (len(tokens) - 3)
+    for name, data in build_tokenizer(metadata, "m.gguf")[0].items():
+        (folder / name).write_bytes(data)
+
+
+def test_tokenizer_of_another_model(tmp_path: Path) -> None:
+    write_hf(tmp_path / "hf")
+    tiny_model.write_gguf(tmp_path / "m.gguf")
+    write_tokenizer(tmp_path / "hf", tiny_model.TOKENS)
+    convert(tmp_path / "hf", tmp_path / "good")
+    write_tokenizer(tmp_path / "hf", [*tiny_model.TOKENS, "hx"])
+    with pytest.raises(ModelFormatError, match=r"269 tokens.*268") as caught:
+        convert(tmp_path / "hf", tmp_path / "out")
+    assert caught.value.code == "vocab_size"
+    write_tokenizer(tmp_path / "hf", tiny_model.TOKENS)
+    tokenizer = tmp_path / "hf" / "tokenizer.json"
+    tokenizer.write_bytes(tokenizer.read_bytes()[:-100])
+    with pytest.raises(ModelFormatError):
+        convert(tmp_path / "hf", tmp_path / "out")
+    assert entries(tmp_path) == ["good", "hf", "m.gguf"]
+
+
+def test_end_token_that_the_tokenizer_lacks(tmp_path: Path) -> None:
+    native = write_hf(tmp_path / "hf")
+    padded = np.zeros((300, tiny_model.DIM), BF16)
+    with safe_open(tmp_path / "hf" / "model-00001-of-00001.safetensors", framework="numpy") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    padded[: len(tiny_model.TOKENS)] = native["tok_embeddings.weight"]
+    stored["model.embed_tokens.weight"] = padded
+    save_file(stored, tmp_path / "hf" / "model-00001-of-00001.safetensors")
+    tiny_model.write_gguf(tmp_path / "m.gguf")
+    write_tokenizer(tmp_path / "hf", tiny_model.TOKENS)
+    config_with(vocab_size=300)(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "good")
+    config_with(vocab_size=300, eos_token_id=299)(tmp_path / "hf")
+    with pytest.raises(ModelFormatError, match=r"268 tokens.*299"):
+        convert(tmp_path / "hf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_inside_a_multimodal_one(tmp_path: Path) -> None:
+    native = write_hf(tmp_path / "hf")
+    path = tmp_path / "hf" / "model-00001-of-00001.safetensors"
+    with safe_open(path, framework="numpy") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    longer = {
+        f"model.language_model.{name.removeprefix('model.')}": stored[name] for name in stored
+    }
+    save_file(longer | {"model.vision_tower.x": np.ones(3, np.float32)}, path)
+    made = tensors_of(convert(tmp_path / "hf", tmp_path / "out", "f32"))
+    assert made.keys() == native.keys()
+
+
+def test_small_files_are_regular_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(ModelFormatError, match="regular file") as caught:
+            read_bytes(path)
+        assert caught.value.code == "path"
+    with pytest.raises(ModelNotFoundError):
+        read_bytes(tmp_path / "none")
+    (tmp_path / "file").write_bytes(b"text")
+    assert read_bytes(tmp_path / "file") == b"text"
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate((256 << 20) + 1)
+    with pytest.raises(ModelFormatError, match="at most"):
+        read_bytes(tmp_path / "large")

@@ -52,6 +52,9 @@ def test_bad_destinations(tmp_path: Path, source: Path) -> None:
             convert(source, place)
         with pytest.raises(UsageError, match="not an engine directory"):
             convert(source, place, force=True)
+    for place in (Path(""), Path("/")):
+        with pytest.raises(UsageError, match="not the name of a new directory"):
+            convert(source, place, force=True)
     with pytest.raises(UsageError, match="does not exist"):
         convert(source, tmp_path / "none" / "out")
     with pytest.raises(UsageError, match='"int3"'):
@@ -59,6 +62,12 @@ def test_bad_destinations(tmp_path: Path, source: Path) -> None:
     assert sha256(source) == before
     assert (tmp_path / "full" / "photo.jpg").read_bytes() == b"dear"
     assert entries(tmp_path) == ["file", "full", "in", "link"]
+
+
+def test_place_where_nothing_can_be_made(source: Path) -> None:
+    with pytest.raises(OutputError, match=r"/proc: cannot be written: .*choose a place") as caught:
+        convert(source, Path("/proc/x"))
+    assert "full" not in str(caught.value)
 
 
 def test_force_replaces_an_engine_directory(tmp_path: Path, source: Path) -> None:

@@ -86,8 +86,11 @@ def test_command(tmp_path, capsys, monkeypatch):
         "tokens": 49,
         "nll": expected.nll,
     }
+    monkeypatch.setenv("MMENGINE_MAX_TOKENS", "7")  # of an answer, not of the text
     assert cli.main(argv, engine_factory=FakeEngine) == 0
-    out = capsys.readouterr().out
+    assert cli.main([*argv[:3], "--json"], engine_factory=FakeEngine) == 0
+    out, _, whole = capsys.readouterr().out.partition("\n")
+    assert json.loads(whole)["tokens"] == 84
     assert out.startswith(f"perplexity {expected.perplexity:.4f} over 49 tokens")
     missing = ["perplexity", "--text", str(tmp_path / "absent")]
     assert cli.main(missing, engine_factory=FakeEngine) == 66
