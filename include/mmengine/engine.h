@@ -36,7 +36,7 @@ class MM_EXPORT Engine {
   // Bytes per second at which this machine's memory is read; takes about a second. Called by the
   // thread that steps, between steps (checked).
   double measure_read_bandwidth();
-  void close();              // idempotent, any thread; later calls throw Error{engine_dead}
+  void close();  // idempotent, any thread; later calls throw Error{engine_dead}
 
  private:
   struct Impl;

@@ -24,13 +24,14 @@ from mmengine.progress import bar
 from mmengine.prompts import Prompt, bad_prompt, is_conversation, is_one_prompt, token_ids
 from mmengine.sampling import SamplingParams
 from mmengine.stopping import TextStream
-from mmengine.tokenizer import Detokenizer, Tokenizer
+from mmengine.tokenizer import Detokenizer
+from mmengine.vocabulary import load_chat_format, load_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mmengine.chat import ChatFormat
+    from mmengine.vocabulary import AnyChatFormat, AnyTokenizer
 
 
 _log = logging.getLogger("mmengine")
@@ -120,7 +121,7 @@ class Engine:
         self.model_name = os.fspath(model)
         wish = "f32" if weight_dtype == "f32" else "bf16"
         self.path: Path = cache.resolve_model(self.model_name, weight_dtype=wish, progress=progress)
-        self.tokenizer: Tokenizer | None = Tokenizer.from_directory(self.path)
+        self.tokenizer: AnyTokenizer | None = load_tokenizer(self.path)
         core = _load(self.path, options, progress)
         self._driver = Driver(core)
         self._close = weakref.finalize(self, self._driver.close)
@@ -134,23 +135,19 @@ class Engine:
         self.warnings: list[str] = info.warnings
         for warning in self.warnings:
             _log.warning("%s", warning)
-        self.chat_format: ChatFormat | None = self._chat_format()
+        self._check_vocabulary()
+        self.chat_format: AnyChatFormat | None = load_chat_format(self.tokenizer)
 
-    def _chat_format(self) -> ChatFormat | None:
-        if self.tokenizer is None:
-            return None
-        if self.tokenizer.vocab_size > self.vocab_size:
+    def _check_vocabulary(self) -> None:
+        if self.tokenizer is not None and self.tokenizer.vocab_size > self.vocab_size:
             self.close()
             raise ModelFormatError(
-                f"tokenizer.json: {self.tokenizer.vocab_size} tokens, but the model's vocabulary "
-                f"has {self.vocab_size}; tokenizer and weights are of different models",
-                where="tokenizer.json",
-                file=str(self.path / "tokenizer.json"),
+                f"tokenizer: {self.tokenizer.vocab_size} tokens, but the model's vocabulary has "
+                f"{self.vocab_size}; tokenizer and weights are of different models",
+                where="tokenizer",
+                file=str(self.path),
                 code="vocab_size",
             )
-        from mmengine.chat import chat_format_for
-
-        return chat_format_for(self.tokenizer)
 
     # ---- generation --------------------------------------------------------------------------
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import codecs
 import json
-import logging
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mmengine.errors import Error, ModelFormatError, RequestError, UnsupportedModelError
 from mmengine.files import read_bytes, read_object
@@ -81,10 +80,6 @@ class Tokenizer:
         """
         file = path / "tokenizer.json"
         if not file.is_file():
-            if (path / "tekken.json").is_file():
-                logging.getLogger("mmengine").warning(
-                    "tekken.json is not read: prompts are token ids until tokenizer.json is there"
-                )
             return None
         config = _read_object(path / "tokenizer_config.json")
         generation = _read_object(path / "generation_config.json")
@@ -161,11 +156,21 @@ class Tokenizer:
         return ModelFormatError(f"{self._file}: {what}", code="tokenizer", file=self._file)
 
 
+class Vocabulary(Protocol):
+    """What a Detokenizer needs of a tokenizer."""
+
+    special_ids: frozenset[int]
+    strips_first_space: bool
+
+    def token_bytes(self, index: int) -> bytes:
+        """What one id stands for."""
+
+
 class Detokenizer:
     """decode() in steps: whole characters only, and all steps joined equal decode() of all ids."""
 
     def __init__(
-        self, tokenizer: Tokenizer, skip_special: bool = True, continues: bool = False
+        self, tokenizer: Vocabulary, skip_special: bool = True, continues: bool = False
     ) -> None:
         """One text; skip_special and continues as in Tokenizer.decode."""
         self._tokenizer = tokenizer

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import ml_dtypes
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from gguf import quants
+from safetensors import safe_open
 
 from mmengine.tokenizer import _byte_alphabet
 
@@ -216,3 +218,19 @@ def run_python(script: str, *arguments: str, code: int = 0) -> None:
         check=False,
     )
     assert done.returncode == code, done.stderr
+
+
+DTYPES = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn}
+
+
+def tensors_of(directory: Path) -> dict[str, np.ndarray]:
+    path = directory / "consolidated.safetensors"
+    with safe_open(path, framework="numpy"):  # the reference reader accepts the header
+        data = path.read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    tensors = {}
+    for name, entry in json.loads(data[8:begin]).items():
+        first, last = entry["data_offsets"]
+        values = np.frombuffer(data[begin + first : begin + last], DTYPES[entry["dtype"]])
+        tensors[name] = values.reshape(entry["shape"])
+    return tensors

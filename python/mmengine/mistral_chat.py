@@ -1,0 +1,143 @@
+"""Mistral's chat formats: messages to token ids by mistral-common's request and tokenizer.
+
+Message text and control tokens are encoded apart, so text that spells a control token stays text.
+Templates found in checkpoints are never run, and no file or address in a message is ever opened:
+images come decoded, and only their tokens are made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from mmengine.errors import RequestError, UsageError
+from mmengine.messages import quoted
+from mmengine.mistral_messages import Abilities, normalize_messages, normalize_tools
+from mmengine.mistral_tokenizer import MistralTokenizer, library
+
+Message = Mapping[str, Any]
+EffortPolicy = Literal["strict", "clamp"]
+
+# All efforts that requests may name, rising.
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+
+class MistralChat:
+    """The chat format of one tekken vocabulary. Immutable after construction; any thread.
+
+    stop_ids: ids that end an answer; efforts: the values of reasoning_effort that the model knows.
+    """
+
+    def __init__(self, tokenizer: MistralTokenizer) -> None:
+        """Raises UnsupportedModelError where mistral-common is not installed."""
+        instruct = library("protocol.instruct.validator")
+        normalize = library("protocol.instruct.normalize")
+        classes = library("tokens.tokenizers.instruct")
+        tekken = tokenizer.tekken
+        builder = tekken.model_settings_builder
+        effort = None if builder is None else builder.reasoning_effort
+        think = {tokenizer.token_id("[THINK]"), tokenizer.token_id("[/THINK]")}
+        self.stop_ids = tokenizer.eos_ids
+        self.efforts: tuple[str, ...] = () if effort is None else tuple(map(str, effort.values))
+        self._abilities = Abilities(
+            version=tokenizer.version,
+            thoughts=tokenizer.version >= 13 and think <= tokenizer.special_ids,
+            images=tekken.image is not None,
+        )
+        encoder = None if tekken.image is None else _ImageTokens(tokenizer)
+        self._request = library("protocol.instruct.request").ChatCompletionRequest
+        self._encoder = library("tokens.tokenizers.mistral").MistralTokenizer(
+            getattr(classes, f"InstructTokenizerV{tokenizer.version}")(
+                tekken, image_encoder=encoder
+            ),
+            validator=instruct.get_validator(tekken.version, instruct.ValidationMode.test),
+            request_normalizer=normalize.get_normalizer(tekken.version, builder),
+        )
+        errors = library("exceptions")
+        self._tool_errors = (errors.InvalidToolException, errors.InvalidToolSchemaException)
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        reasoning_effort: str | None = None,
+        continue_final: bool = False,
+        effort_policy: EffortPolicy = "strict",
+    ) -> list[int]:
+        """The ids of a conversation, ready for the assistant's answer.
+
+        messages, tools: as mistral_messages takes them. reasoning_effort: one of `efforts`; with
+        the policy "clamp" any other known effort becomes the nearest, none from "low" down and
+        high from "medium" up. None is the model's own default. continue_final: the last message,
+        the assistant's, is left open to go on, as with "prefix": true in it.
+        Raises RequestError naming messages[i], tools[j] or reasoning_effort.
+        """
+        effort = self._effort(reasoning_effort, effort_policy)
+        values = {
+            "messages": normalize_messages(messages, self._abilities, continue_final),
+            "tools": normalize_tools(tools),
+            "reasoning_effort": effort,
+        }
+        try:
+            encoded = self._encoder.encode_chat_completion(self._request.model_validate(values))
+        except MemoryError:
+            raise
+        except Exception as error:  # of any class; what it finds wrong is in the request
+            where = "tools" if isinstance(error, self._tool_errors) else "messages"
+            raise RequestError(
+                f"{where}: not accepted by mistral-common: {quoted(str(error))}", param=where
+            ) from error
+        ids: list[int] = encoded.tokens
+        return ids
+
+    def _effort(self, effort: str | None, policy: EffortPolicy) -> str | None:
+        if policy not in ("strict", "clamp"):
+            raise UsageError(
+                f'effort_policy: {quoted(policy)}, expected "strict" or "clamp"',
+                where="effort_policy",
+            )
+        if effort is None or effort in self.efforts:
+            return effort
+        if policy == "strict" or effort not in _EFFORTS:
+            expected = " or ".join(map(quoted, self.efforts)) or "none: this model has no efforts"
+            raise RequestError(
+                f"reasoning_effort: {quoted(effort)}, expected {expected}",
+                param="reasoning_effort",
+                code="reasoning_effort",
+            )
+        if not self.efforts:
+            return None
+        place = _EFFORTS.index(effort)
+        known = sorted(map(_EFFORTS.index, self.efforts))
+        if place <= _EFFORTS.index("low"):
+            return _EFFORTS[max((k for k in known if k <= place), default=known[0])]
+        return _EFFORTS[min((k for k in known if k >= place), default=known[-1])]
+
+
+class _ImageTokens:
+    """In the place of mistral-common's image encoder: the tokens of an image, no pixels.
+
+    A row of [IMG] per merged patch row, [IMG_BREAK] after each but the last, [IMG_END] after that.
+    """
+
+    def __init__(self, tokenizer: MistralTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._encoding = library("tokens.tokenizers.image").ImageEncoding
+        self.image_config = tokenizer.tekken.image
+
+    def __call__(self, chunk: Any) -> Any:
+        columns, rows = self._grid(*chunk.image.size)
+        token = self._tokenizer.token_id
+        ids = ([token("[IMG]")] * columns + [token("[IMG_BREAK]")]) * rows
+        ids[-1] = token("[IMG_END]")
+        return self._encoding(tokens=ids, image=np.empty((3, 0, 0), np.float32))
+
+    def _grid(self, width: int, height: int) -> tuple[int, int]:
+        config = self.image_config
+        ratio = max(height / config.max_image_size, width / config.max_image_size)
+        if ratio > 1:
+            width, height = max(round(width / ratio), 1), max(round(height / ratio), 1)
+        patch = config.image_patch_size * config.spatial_merge_size
+        return (width - 1) // patch + 1, (height - 1) // patch + 1

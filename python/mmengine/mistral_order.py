@@ -1,0 +1,123 @@
+"""The order of a conversation: what Mistral's chat formats can render, checked before they do.
+
+Messages are those of mistral_messages; every error names messages[i].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.errors import RequestError
+from mmengine.messages import quoted
+
+Fields = dict[str, Any]
+
+# The roles, and which may follow each.
+NEXT = {
+    "system": ("system", "user", "assistant"),
+    "user": ("user", "assistant", "system"),
+    "assistant": ("assistant", "user", "tool"),
+    "tool": ("tool", "assistant", "user"),
+}
+
+
+def check_order(made: list[Fields], continue_final: bool) -> None:
+    """Checks roles, tool results and the last message, and marks that one if it is left open.
+
+    made: at least one message, normalized. Raises RequestError naming messages[i].
+    """
+    _check_roles(made)
+    _check_calls(made)
+    _check_empty(made)
+    for i, message in enumerate(made[:-1]):
+        if message.get("prefix"):
+            raise bad_request(f"messages[{i}].prefix", "true, expected only in the last message")
+    last = made[-1]
+    where = f"messages[{len(made) - 1}]"
+    if last["role"] == "assistant":
+        if not (continue_final or last["prefix"]):
+            raise bad_request(
+                where, 'the assistant speaks last, expected user, tool, or "prefix": true', "role"
+            )
+        last["prefix"] = True
+    elif continue_final:
+        raise bad_request(
+            where, f'role {quoted(last["role"])} cannot be continued, expected "assistant"', "role"
+        )
+
+
+def _check_roles(messages: list[Fields]) -> None:
+    first = messages[0]["role"]
+    if first == "tool" or (first == "assistant" and len(messages) == 1):
+        raise bad_request(
+            "messages[0]", f"role {quoted(first)} first, expected system or user", "role"
+        )
+    for i, message in enumerate(messages[1:], start=1):
+        before, role = messages[i - 1]["role"], message["role"]
+        if role not in NEXT[before]:
+            raise bad_request(
+                f"messages[{i}]",
+                f"role {quoted(role)} after {before}, expected {' or '.join(NEXT[before])}",
+                "role",
+            )
+
+
+def _check_calls(messages: list[Fields]) -> None:
+    """Results answer the calls of the last assistant message, once each, before the next one."""
+    waiting: list[str] = []
+    answered: list[str] = []
+    for i, message in enumerate(messages):
+        if message["role"] == "tool":
+            call = message["tool_call_id"]
+            where = f"messages[{i}].tool_call_id"
+            if call in answered:
+                raise bad_request(
+                    where, f"{quoted(call)} has a result already, expected one result"
+                )
+            if call not in waiting:
+                raise bad_request(
+                    where, f"{quoted(call)}, expected the id of a call without a result"
+                )
+            waiting.remove(call)
+            answered.append(call)
+        elif message["role"] == "assistant":
+            if waiting:
+                raise bad_request(
+                    f"messages[{i}]", f"call {quoted(waiting[0])} expected its result first"
+                )
+            waiting = [call["id"] for call in message["tool_calls"] or ()]
+            answered = []
+            for j, call in enumerate(waiting):
+                if call in waiting[:j]:
+                    raise bad_request(
+                        f"messages[{i}].tool_calls[{j}].id", f"{quoted(call)} twice, expected once"
+                    )
+
+
+def _check_empty(messages: list[Fields]) -> None:
+    """Assistant messages in a row are one turn, which says or calls something."""
+    first: int | None = None
+    for i, message in enumerate([*messages, {"role": None}]):
+        if message["role"] == "assistant":
+            first = i if first is None else first
+        elif first is not None:
+            if not any(_says(turn) for turn in messages[first:i]):
+                raise bad_request(
+                    f"messages[{first}]", "empty, expected content or tool calls", "content"
+                )
+            first = None
+
+
+def _says(message: Fields) -> bool:
+    content = message.get("content")
+    if isinstance(content, list):
+        content = [part for part in content if part.get("text") != ""]
+    return bool(content or message["tool_calls"])
+
+
+def bad_request(
+    where: str, what: str, field: str | None = None, code: str | None = None
+) -> RequestError:
+    """The error of a bad request; param is `where`, or the field of it."""
+    param = where if field is None else f"{where}.{field}"
+    return RequestError(f"{where}: {what}", param=param, code=code)

@@ -1,0 +1,326 @@
+"""What a Mistral model generates, read on token ids: content, thought, tool calls.
+
+Control tokens are single ids, so only bytes of an incomplete character, white space that may have
+to go, and a tool's unfinished name are held back. However the ids are cut into pushes, the texts
+joined are the same. Nothing a model generates raises.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+import secrets
+import string
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol
+
+_ID_ALPHABET = string.ascii_letters + string.digits
+_ID = re.compile(r"[a-zA-Z0-9]{9}")
+
+_CONTENT, _REASONING, _NAME, _CALL_ID, _ARGS, _LIST = range(6)
+
+
+class Vocabulary(Protocol):
+    """What the parser asks of a tokenizer; MistralTokenizer has it."""
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of control tokens, which have no text."""
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer."""
+
+    def token_bytes(self, index: int) -> bytes:
+        """What one id stands for."""
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the token spelled exactly so."""
+
+
+@dataclass(frozen=True)
+class ContentDelta:
+    """More of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ReasoningDelta:
+    """More of the thought."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolCallDelta:
+    """A tool call's beginning, with id and name, or more of its arguments (JSON text)."""
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+
+Delta = ContentDelta | ReasoningDelta | ToolCallDelta
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A tool call; arguments as generated, which may be cut or no JSON at all."""
+
+    id: str
+    name: str
+    arguments: str
+
+    @property
+    def valid(self) -> bool:
+        """Whether there is a name and the arguments are a JSON object."""
+        try:
+            return bool(self.name) and isinstance(json.loads(self.arguments), dict)
+        except (ValueError, RecursionError):
+            return False
+
+
+def tool_call_id() -> str:
+    """A new id of a tool call: 9 random letters and digits."""
+    return "".join(secrets.choice(_ID_ALPHABET) for _ in range(9))
+
+
+class OutputParser:
+    """One answer. Not for use from two threads at once.
+
+    Formats up to v7, whose vocabularies have no [ARGS], write calls as one JSON list: it is given
+    out when it is complete, and as content when it is not such a list.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        prompt: Sequence[int] = (),
+        make_id: Callable[[], str] = tool_call_id,
+    ) -> None:
+        """prompt: the ids before the answer; a thought left open in it goes on."""
+        self._vocabulary = vocabulary
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._make_id = make_id
+        special = vocabulary.special_ids
+        actions = {
+            "[THINK]": self._on_think,
+            "[/THINK]": self._on_end_think,
+            "[TOOL_CALLS]": self._on_tool_calls,
+            "[ARGS]": self._on_args,
+            "[CALL_ID]": self._on_call_id,
+        }
+        self._actions = {
+            index: action
+            for text, action in actions.items()
+            if (index := vocabulary.token_id(text)) in special
+        }
+        self._call_state = _NAME if self._on_args in self._actions.values() else _LIST
+        last = next((index for index in reversed(prompt) if index in special), -1)
+        thinks = self._actions.get(last) == self._on_think
+        self._state = _REASONING if thinks else _CONTENT
+        self._ended = False
+        self._held: list[str] = []  # white space: of a thought's end, of content's beginning
+        self._blank: list[str] = []
+        self._name: list[str] = []
+        self._call_id: list[str] = []
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[tuple[str, str, list[str]]] = []
+        self._events: list[Delta] = []
+        self.reasoning_tokens = 0  # of thoughts, [THINK] and [/THINK] included
+
+    @property
+    def content(self) -> str:
+        """The answer so far, as far as it was given out."""
+        return "".join(self._content)
+
+    @property
+    def reasoning(self) -> str:
+        """The thought so far; several thoughts are joined."""
+        return "".join(self._reasoning)
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The calls so far; the last one may be incomplete."""
+        return [ToolCall(id, name, "".join(parts)) for id, name, parts in self._calls]
+
+    def finish_reason(self, reason: str) -> str:
+        """`reason` of the engine, or "tool_calls" where it is "stop" and there are calls."""
+        return "tool_calls" if reason == "stop" and self._calls else reason
+
+    def push(self, token_ids: Iterable[int]) -> list[Delta]:
+        """What the next ids of the answer add. Ids after an ending one add nothing."""
+        for index in token_ids:
+            if self._ended:
+                break
+            self._take(index)
+        return self._given()
+
+    def finish(self) -> list[Delta]:
+        """What was held back, when no ids follow; again it gives nothing."""
+        if not self._ended:
+            self._end(cut=True)
+        return self._given()
+
+    def _take(self, index: int) -> None:
+        if index in self._vocabulary.eos_ids:
+            self._end(cut=False)
+            return
+        before = self._state
+        if index in self._vocabulary.special_ids:
+            action = self._actions.get(index)
+            if action is not None:
+                action()
+        else:
+            self._text(self._utf8.decode(self._vocabulary.token_bytes(index)))
+        if self._state == _REASONING or (before == _REASONING and self._state == _CONTENT):
+            self.reasoning_tokens += 1
+
+    def _end(self, cut: bool) -> None:
+        self._flush()
+        if self._state == _REASONING and cut:
+            self._emit_reasoning("".join(self._held))
+        if self._state == _LIST:
+            self._end_list()
+        self._emit_content("".join(self._blank))
+        self._ended = True
+
+    def _on_think(self) -> None:
+        if self._state == _CONTENT:
+            self._flush()
+            self._state = _REASONING
+
+    def _on_end_think(self) -> None:
+        if self._state == _REASONING:
+            self._flush()
+            self._held.clear()
+            self._state = _CONTENT
+
+    def _on_tool_calls(self) -> None:
+        self._on_end_think()
+        self._flush()
+        if self._state == _LIST:
+            self._end_list()
+        self._blank.clear()
+        self._name.clear()
+        self._call_id.clear()
+        self._state = self._call_state
+
+    def _on_args(self) -> None:
+        if self._state in (_NAME, _CALL_ID):
+            self._flush()
+            self._start_call("".join(self._name).strip(), "".join(self._call_id).strip())
+
+    def _on_call_id(self) -> None:
+        if self._state == _NAME:
+            self._flush()
+            self._state = _CALL_ID
+
+    def _text(self, text: str) -> None:
+        if not text:
+            return
+        if self._state == _CONTENT:
+            if self._content or not text.isspace():
+                self._emit_content("".join([*self._blank, text]))
+                self._blank.clear()
+            else:
+                self._blank.append(text)
+        elif self._state == _REASONING:
+            kept = text.rstrip()
+            if kept:
+                self._emit_reasoning("".join([*self._held, kept]))
+                self._held.clear()
+            if len(kept) < len(text):
+                self._held.append(text[len(kept) :])
+        elif self._state == _NAME:
+            name, brace, _ = text.partition("{")
+            self._name.append(name)
+            if brace:
+                self._start_call("".join(self._name).strip(), "")
+                self._emit_arguments(text[len(name) :])
+        elif self._state == _CALL_ID:
+            self._call_id.append(text)
+        elif self._state == _ARGS:
+            self._emit_arguments(text)
+        else:
+            self._name.append(text)
+
+    def _flush(self) -> None:
+        """A character left incomplete, before the state changes."""
+        self._text(self._utf8.decode(b"", final=True))
+
+    def _end_list(self) -> None:
+        text = "".join(self._name)
+        self._name.clear()
+        try:
+            calls = json.loads(text)
+            parsed = [(call["name"], call.get("id"), call["arguments"]) for call in calls]
+            dumped = [_json_text(arguments) for _, _, arguments in parsed]
+            named = all(isinstance(name, str) for name, _, _ in parsed)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            parsed, named = [], False
+        if not parsed or not named:
+            self._state = _CONTENT
+            self._text(text)
+            return
+        for (name, call_id, _), arguments in zip(parsed, dumped, strict=True):
+            self._start_call(_clean(name), call_id if isinstance(call_id, str) else "")
+            self._emit_arguments(arguments)
+
+    def _start_call(self, name: str, call_id: str) -> None:
+        if not _ID.fullmatch(call_id):
+            call_id = self._make_id()
+        self._events.append(ToolCallDelta(len(self._calls), id=call_id, name=name))
+        self._calls.append((call_id, name, []))
+        self._state = _ARGS
+
+    def _emit_content(self, text: str) -> None:
+        if text:
+            self._content.append(text)
+            self._events.append(ContentDelta(text))
+
+    def _emit_reasoning(self, text: str) -> None:
+        if text:
+            self._reasoning.append(text)
+            self._events.append(ReasoningDelta(text))
+
+    def _emit_arguments(self, text: str) -> None:
+        self._calls[-1][2].append(text)
+        self._events.append(ToolCallDelta(len(self._calls) - 1, text))
+
+    def _given(self) -> list[Delta]:
+        """The events since last time, neighbours of one kind joined."""
+        joined: list[Delta] = []
+        for _, group in groupby(self._events, key=_kind):
+            events = list(group)
+            first = events[0]
+            if isinstance(first, ToolCallDelta):
+                arguments = "".join(e.arguments for e in events if isinstance(e, ToolCallDelta))
+                joined.append(ToolCallDelta(first.index, arguments, first.id, first.name))
+            else:
+                texts = "".join(e.text for e in events if not isinstance(e, ToolCallDelta))
+                joined.append(type(first)(texts))
+        self._events.clear()
+        return joined
+
+
+def _kind(event: Delta) -> tuple[Any, ...]:
+    if isinstance(event, ToolCallDelta):
+        return (ToolCallDelta, event.index, event.id)
+    return (type(event),)
+
+
+def _json_text(arguments: Any) -> str:
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return _clean(text)
+
+
+def _clean(text: str) -> str:
+    """Without the lone surrogates that JSON can spell."""
+    return text.encode(errors="replace").decode()
