@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import tiny_model
 from mmengine import convert_output
 from mmengine.convert import convert
 from mmengine.convert_source import SourceTensor
@@ -27,14 +26,6 @@ from mmengine.errors import (
 from tiny_model import entries, run_python, sha256
 
 PLACES = 40
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "in" / "model.gguf"
-    path.parent.mkdir()
-    tiny_model.write_gguf(path)
-    return path
 
 
 def test_bad_destinations(tmp_path: Path, source: Path) -> None:
