@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
-from mmengine.errors import EngineDeadError, Error, ForkError
+from mmengine.errors import EngineDeadError, ForkError
 from mmengine.outputs import Delta, TokenLogprob, Usage
 
 if TYPE_CHECKING:
@@ -152,8 +152,7 @@ class Driver:
         self.check_process()
         handle = Handle(self, text)
         with self._work:
-            if self._death is not None:
-                raise EngineDeadError(f"engine: {self._death}", where="engine", code="failed")
+            self._check_alive()
             handle.id = self._core.submit(token_ids, params, logits)
             self._handles[handle.id] = handle
             self._wake()
@@ -164,14 +163,19 @@ class Driver:
         self.check_process()
         answer: queue.SimpleQueue[float | BaseException] = queue.SimpleQueue()
         with self._work:
-            if self._closing:
-                raise _closed()
+            self._check_alive()
             self._jobs.append((work, answer))
             self._wake()
         result = answer.get()
         if isinstance(result, BaseException):
             raise result
         return result
+
+    def _check_alive(self) -> None:
+        if self._death is not None:
+            raise EngineDeadError(f"engine: {self._death}", where="engine", code="failed")
+        if self._closing:
+            raise _closed()
 
     def check_process(self) -> None:
         """Raises ForkError in a child process: locks may be held there for ever."""
@@ -242,7 +246,7 @@ class Driver:
             work, answer = self._jobs.popleft()
             try:
                 answer.put(work())
-            except Error as error:
+            except Exception as error:  # the caller's to see; it waits for an answer
                 answer.put(error)
 
     def _give_up(self, error: Exception) -> None:

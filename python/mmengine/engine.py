@@ -179,13 +179,13 @@ class Engine:
         return np.concatenate(list(self.logits_blocks(token_ids)))
 
     def logits_blocks(self, prompt_ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        """The rows of logits() in blocks, as they are computed: long texts in bounded memory."""
+        """The rows of logits() in blocks, as they are computed: long texts in bounded memory.
+
+        Nothing is checked or computed before the first block is asked for.
+        """
         ids = token_ids(prompt_ids, self.vocab_size)
         handle = self._driver.submit(ids, _core.SamplingParams(), TextStream(None, ()), True)
-        return self._blocks(handle)
-
-    def _blocks(self, handle: Handle) -> Iterator[NDArray[np.float32]]:
-        yield from handle.logits()  # holds the engine as long as somebody iterates
+        yield from handle.logits()
 
     def _generate(self, prompts: list[Any], params: SamplingParams | None) -> list[Completion]:
         params = params or SamplingParams()

@@ -287,6 +287,15 @@ def test_a_bug_in_the_driver_ends_the_engine(tiny: Tiny, monkeypatch: pytest.Mon
                 engine.generate(PROMPT, greedy())
         with pytest.raises(errors.EngineDeadError, match="broken"):
             engine.generate(PROMPT, greedy())
+        with pytest.raises(errors.EngineDeadError, match="broken"):
+            engine.measure_read_bandwidth()
+
+
+def test_logits_nobody_asks_for_are_not_computed(tiny: Tiny) -> None:
+    with mmengine.Engine(tiny(), device="cpu") as engine:
+        engine.logits_blocks(PROMPT)
+        assert used_blocks_return_to_zero(engine)
+        assert engine.stats().prompt_tokens == 2, "of the request that looks for used blocks"
 
 
 def test_arrays_are_prompts_and_batches(engine: mmengine.Engine) -> None:
