@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,22 @@
 
 namespace mmengine {
 
+// How the fp8 linears of the decoder take their inputs (model-spec 2.3).
+enum class ActivationScheme : std::uint8_t {
+  none,       // as they are: the weights alone are quantised, or nothing is
+  fixed,      // "static": one scale per linear, in the file
+  per_token,  // "dynamic": one scale per row of the input, computed
+};
+
+// The Pixtral tower and its projector (model-spec 5).
+struct VisionConfig {
+  std::int64_t hidden_size = 0, intermediate_size = 0, num_layers = 0, num_heads = 0, head_dim = 0;
+  std::int64_t patch_size = 0, image_size = 0, num_channels = 0, spatial_merge_size = 0;
+  double rope_theta = 1e4;
+  std::int32_t image_token_id = 0;
+  bool operator==(const VisionConfig&) const = default;
+};
+
 struct ModelConfig {
   std::string architecture;  // "llama" or "mistral"
   std::int64_t hidden_size = 0, intermediate_size = 0, vocab_size = 0;
@@ -20,8 +37,13 @@ struct ModelConfig {
   std::int64_t max_context = 0;  // tokens; a sliding window caps it
   double norm_eps = 1e-5;
   bool tied_embeddings = false;  // what the file says; a head tensor in the checkpoint wins
+  DType dtype = DType::bf16;     // of the tensors that are not fp8, as far as the file says
+  bool fp8_linears = false;      // the linears of the decoder's layers are stored as e4m3
+  ActivationScheme activations = ActivationScheme::none;
   RopeConfig rope;
+  std::optional<VisionConfig> vision;
   std::vector<std::int32_t> eos_ids;  // ending tokens, in [0, vocab_size); may be empty
+  bool operator==(const ModelConfig&) const = default;
 };
 
 enum class CheckpointLayout { mistral, hugging_face };

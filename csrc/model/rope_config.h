@@ -14,7 +14,11 @@ struct RopeConfig {
   double beta_fast = 32, beta_slow = 1;  // rotations in it at the borders of the blend
   bool truncate = true;                  // the borders are rounded to whole pairs
   double attention_factor = 1.0;         // multiplied into cos and sin, so twice into the scores
+  // Queries at position p are multiplied by 1 + beta ln(1 + floor(p / scaling_context)), as in
+  // Llama 4; beta 0: they are not.
+  double scaling_beta = 0, scaling_context = 0;
   bool yarn() const { return original_context > 0; }
+  bool operator==(const RopeConfig&) const = default;
 };
 
 // config.json: rope_theta, rope_parameters and the older rope_scaling.
