@@ -76,6 +76,7 @@ TESTS_OF_SOMETHING_ELSE = {
     "tests/api/test_sampling.py": "engine: what SamplingParams mean",
     "tests/kernels/test_pack.py": "packing, done by the backends",
     "tests/kernels/test_parallel.py": "base/parallel, reached through the same module",
+    "tests/kernels/test_quant.py": "inputs that stages quantise for the next weight",
     "tests/kernels/test_stages.py": "ops of every backend that have no file of their own",
     "tests/model/test_oracle.py": "decoder against transformers",
     "tests/python/test_cli_model.py": "the installed mm-run with the demo model",

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -56,11 +57,15 @@ struct HostWeight {  // the parts of one packed weight: q, k, v or gate, up or a
   struct Part {
     HostTensor weight;        // [rows, k] f32, bf16, f16 or e4m3
     HostTensor weight_scale;  // of e4m3: f32 or bf16, one or [rows]; value = code * scale
+    HostTensor input_scale;   // f32 or bf16, one: of InputQuant::fixed
     RowOrder rows = RowOrder::half_split;
     TensorSource source;
   };
   std::vector<Part> parts;
+  InputQuant quant = InputQuant::none;  // other than none: all parts and the format are e4m3
   bool allow_nonfinite = false;
+  // Told about so many more bytes of the parts that were read, from any thread; may be empty.
+  std::function<void(std::size_t bytes)> on_read;
 };
 
 struct BackendOptions {
@@ -85,9 +90,11 @@ class Backend {
   virtual double measure_read_bandwidth() = 0;
 
   // Converts to spec.format, reorders rotary rows and packs into target (packed_bytes). To fp8:
-  // scale = max|row| / 448 (1 for a row of zeros), code = e4m3(w / scale). Throws
-  // Error{model_format, "non_finite"} naming source and element unless allow_nonfinite, in which
-  // case NaN and infinity reach the outputs they belong to.
+  // scale = max|row| / 448 (1 for a row of zeros), code = e4m3(w / scale). Parts that quantise
+  // their common input by different fixed scales get the largest, which clips none (model-spec
+  // 2.4). Throws Error{model_format, "non_finite"} naming source and element unless
+  // allow_nonfinite, in which case NaN and infinity reach the outputs they belong to;
+  // Error{model_format, "scale"} for a scale that is not positive.
   Weight pack(const HostWeight& host, const WeightSpec& spec, TensorView target);
 
   void begin(const BeginParams& p);

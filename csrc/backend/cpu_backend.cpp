@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "backend/cpu_attention.h"
-#include "backend/row_reader.h"
+#include "backend/cpu_pack.h"
 #include "base/check.h"
 #include "base/memory.h"
 
@@ -50,7 +50,9 @@ void rope_store_row(const NormQkvRopeStoreParams& p, std::int64_t r, float* qkv)
   const float* sin = p.rope.sin + position * (head_dim / 2);
   const std::int64_t rotated = width + kv.num_kv_heads * head_dim;
   for (std::int64_t i = 0; i < rotated; i += head_dim) ref::rope(qkv + i, cos, sin, head_dim);
-  std::copy_n(qkv, width, p.q.as<float>() + r * p.q.row_stride);
+  const float scale = p.rope.query_scale != nullptr ? p.rope.query_scale[position] : 1.0f;
+  std::transform(qkv, qkv + width, p.q.as<float>() + r * p.q.row_stride,
+                 [scale](float q) { return q * scale; });
 
   const std::int64_t slot = p.step.slot[p.step.sequence[r]];
   const std::int64_t block =
@@ -162,40 +164,7 @@ double CpuBackend::measure_read_bandwidth() {
 }
 
 Weight CpuBackend::do_pack(const HostWeight& host, const WeightSpec& spec, TensorView target) {
-  const RowReader reader(host, spec);
-  Weight weight{spec, DType::f32, target.data, nullptr};
-  auto* scales = reinterpret_cast<float*>(target.as<std::byte>() + cpu::data_bytes(spec));
-  if (spec.format == WeightFormat::fp8) weight.scales = scales;
-
-  const std::int64_t element = cpu::format_bytes(spec.format);
-  const auto scatter = [&](const std::byte* row, std::byte* block, std::int64_t lane) {
-    const std::int64_t slot = cpu::weight_slot(spec.format, lane);
-    for (std::int64_t k = 0; k < spec.k; ++k) {
-      std::memcpy(block + (k * kBlockRows + slot) * element, row + k * element,
-                  static_cast<std::size_t>(element));
-    }
-  };
-  pool_.parallel_for(cpu::packed_rows(spec) / kBlockRows,
-                     [&](std::int64_t begin, std::int64_t end, int) {
-                       std::vector<float> buffer;
-                       std::vector<std::byte> row(static_cast<std::size_t>(spec.k * element));
-                       for (std::int64_t b = begin; b < end; ++b) {
-                         std::byte* block = target.as<std::byte>() + b * cpu::block_bytes(spec);
-                         for (std::int64_t lane = 0; lane < kBlockRows; ++lane) {
-                           const std::int64_t source = cpu::source_row(spec, b, lane);
-                           float scale = 0;
-                           if (source >= 0) {
-                             scale = reader.read(source, row.data(), buffer);
-                           } else {
-                             std::fill(row.begin(), row.end(), std::byte{0});
-                           }
-                           scatter(row.data(), block, lane);
-                           if (weight.scales != nullptr)
-                             scales[b * kBlockRows + lane] = scale * cpu::kScaleFactor;
-                         }
-                       }
-                     });
-  return weight;
+  return cpu_pack(host, spec, target, pool_);
 }
 
 void CpuBackend::do_begin(const BeginParams& p) { ref::begin(p, cpu::kBlockTokens); }
@@ -214,14 +183,30 @@ void CpuBackend::do_embed(const EmbedParams& p) {
   });
 }
 
+void CpuBackend::quantise_row(float* x, const Weight& consumer) const {
+  if (consumer.quant == InputQuant::fixed) {
+    kernels_.quantise(x, consumer.spec.k, consumer.input_scale);
+  } else if (consumer.quant == InputQuant::per_token) {
+    kernels_.quantise_row(x, consumer.spec.k);
+  }
+}
+
+void CpuBackend::quantise_rows(TensorView x, const Weight& consumer) {
+  if (consumer.quant == InputQuant::none) return;
+  pool_.parallel_for(x.shape[0], [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t r = begin; r < end; ++r) quantise_row(row_of(x, r), consumer);
+  });
+}
+
 void CpuBackend::norm_rows(TensorView x, const std::int32_t* rows, const Norm& norm,
-                           TensorView out) {
+                           const Weight& consumer, TensorView out) {
   constexpr std::int64_t kRows = 8;  // per task: a wake-up costs more than a few rows
   const std::int64_t count = out.shape[0];
   pool_.parallel_for((count + kRows - 1) / kRows, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t r = begin * kRows; r < std::min(end * kRows, count); ++r) {
       kernels_.rms_norm(row_of(x, rows != nullptr ? rows[r] : r), norm.gain.as<float>(), norm.eps,
                         out.shape[1], row_of(out, r));
+      quantise_row(row_of(out, r), consumer);
     }
   });
 }
@@ -273,7 +258,7 @@ void CpuBackend::do_norm_qkv_rope_store(const NormQkvRopeStoreParams& p) {
   Carver carver(scratch_);
   const TensorView normed = carver.matrix(p.step.rows, p.qkv_proj.spec.k);
   const TensorView qkv = carver.matrix(p.step.rows, p.qkv_proj.spec.n);
-  norm_rows(p.residual, nullptr, p.norm, normed);
+  norm_rows(p.residual, nullptr, p.norm, p.qkv_proj, normed);
   gemm(normed, p.qkv_proj, carver,
        [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
          each_sum(p.qkv_proj, block, first, rows, tile,
@@ -291,6 +276,7 @@ void CpuBackend::do_norm_qkv_rope_store(const NormQkvRopeStoreParams& p) {
 void CpuBackend::do_attention(const AttentionParams& p) {
   Carver carver(scratch_);
   cpu_attention(p, kernels_, pool_, carver);
+  quantise_rows(p.out.rows(p.step.rows), p.consumer);
 }
 
 void CpuBackend::do_linear_residual(const LinearResidualParams& p) {
@@ -307,7 +293,7 @@ void CpuBackend::do_norm_gate_up_silu(const NormGateUpSiluParams& p) {
   Carver carver(scratch_);
   const Weight& weight = p.gate_up_proj;
   const TensorView normed = carver.matrix(p.step.rows, weight.spec.k);
-  norm_rows(p.residual, nullptr, p.norm, normed);
+  norm_rows(p.residual, nullptr, p.norm, weight, normed);
   constexpr std::int64_t kHalf = kBlockRows / 2;
   gemm(normed, weight, carver,
        [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
@@ -320,12 +306,13 @@ void CpuBackend::do_norm_gate_up_silu(const NormGateUpSiluParams& p) {
                              row_of(p.out, first + r) + column);
          }
        });
+  quantise_rows(p.out.rows(p.step.rows), p.consumer);
 }
 
 void CpuBackend::do_logits(const LogitsParams& p) {
   Carver carver(scratch_);
   const TensorView normed = carver.matrix(p.step.logits_rows, p.lm_head.spec.k);
-  norm_rows(p.residual, p.step.logits_row, p.norm, normed);
+  norm_rows(p.residual, p.step.logits_row, p.norm, p.lm_head, normed);
   gemm(normed, p.lm_head, carver,
        [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
          each_sum(p.lm_head, block, first, rows, tile,

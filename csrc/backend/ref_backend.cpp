@@ -22,12 +22,20 @@ std::size_t data_bytes(const WeightSpec& spec) {  // scales start on a cache lin
 
 TensorView row_of(TensorView view, std::int64_t r) { return view.rows(r, 1); }
 
-// out[i] = norm of row rows[i] of x, or of row i where rows is null
-void norm_rows(TensorView x, const std::int32_t* rows, const Norm& norm, TensorView out) {
+void quantise_rows(TensorView x, const Weight& consumer) {
+  for (std::int64_t i = 0; i < x.shape[0]; ++i) {
+    ref::quantise_input(row_of(x, i).as<float>(), x.shape[1], consumer);
+  }
+}
+
+// out[i] = norm of row rows[i] of x, or of row i where rows is null, as the consumer wants it
+void norm_rows(TensorView x, const std::int32_t* rows, const Norm& norm, const Weight& consumer,
+               TensorView out) {
   for (std::int64_t i = 0; i < out.shape[0]; ++i) {
     ref::rms_norm(row_of(x, rows != nullptr ? rows[i] : i).as<float>(), norm.gain.as<float>(),
                   norm.eps, out.shape[1], row_of(out, i).as<float>());
   }
+  quantise_rows(out, consumer);
 }
 
 }  // namespace
@@ -80,7 +88,8 @@ double RefBackend::measure_read_bandwidth() {
 
 Weight RefBackend::do_pack(const HostWeight& host, const WeightSpec& spec, TensorView target) {
   const RowReader reader(host, spec);
-  Weight weight{spec, DType::f32, target.data, nullptr};
+  Weight weight = reader.weight();
+  weight.data = target.data;
   auto* scales = reinterpret_cast<float*>(target.as<std::byte>() + data_bytes(spec));
   if (spec.format == WeightFormat::fp8) weight.scales = scales;
   std::vector<float> buffer;
@@ -88,6 +97,7 @@ Weight RefBackend::do_pack(const HostWeight& host, const WeightSpec& spec, Tenso
     const auto row_bytes = static_cast<std::int64_t>(element_bytes(spec.format)) * spec.k;
     const float scale = reader.read(n, target.as<std::byte>() + n * row_bytes, buffer);
     if (weight.scales != nullptr) scales[n] = scale;
+    if (host.on_read) host.on_read(reader.stored_row_bytes(n));
   }
   return weight;
 }
@@ -100,7 +110,7 @@ void RefBackend::do_norm_qkv_rope_store(const NormQkvRopeStoreParams& p) {
   Carver carver(scratch_);
   const TensorView normed = carver.matrix(p.step.rows, p.qkv_proj.spec.k);
   const TensorView qkv = carver.matrix(p.step.rows, p.qkv_proj.spec.n);
-  norm_rows(p.residual, nullptr, p.norm, normed);
+  norm_rows(p.residual, nullptr, p.norm, p.qkv_proj, normed);
   ref::gemm(normed, p.qkv_proj, qkv);
   ref::rope_store(p, qkv);
 }
@@ -110,6 +120,7 @@ void RefBackend::do_attention(const AttentionParams& p) {
   for (int r = 0; r < p.step.rows; ++r) last = std::max(last, p.step.positions[r]);
   Carver carver(scratch_);
   ref::attention(p, carver.floats(std::int64_t{last} + 1));
+  quantise_rows(p.out.rows(p.step.rows), p.consumer);
 }
 
 void RefBackend::do_linear_residual(const LinearResidualParams& p) {
@@ -127,7 +138,7 @@ void RefBackend::do_norm_gate_up_silu(const NormGateUpSiluParams& p) {
   Carver carver(scratch_);
   const TensorView normed = carver.matrix(p.step.rows, p.gate_up_proj.spec.k);
   const TensorView product = carver.matrix(p.step.rows, p.gate_up_proj.spec.n);
-  norm_rows(p.residual, nullptr, p.norm, normed);
+  norm_rows(p.residual, nullptr, p.norm, p.gate_up_proj, normed);
   ref::gemm(normed, p.gate_up_proj, product);
   const std::int64_t size = p.gate_up_proj.spec.n / 2;
   for (std::int64_t r = 0; r < p.step.rows; ++r) {
@@ -135,12 +146,13 @@ void RefBackend::do_norm_gate_up_silu(const NormGateUpSiluParams& p) {
     float* out = row_of(p.out, r).as<float>();
     for (std::int64_t i = 0; i < size; ++i) out[i] = ref::silu_mul(gate[i], gate[size + i]);
   }
+  quantise_rows(p.out.rows(p.step.rows), p.consumer);
 }
 
 void RefBackend::do_logits(const LogitsParams& p) {
   Carver carver(scratch_);
   const TensorView normed = carver.matrix(p.step.logits_rows, p.lm_head.spec.k);
-  norm_rows(p.residual, p.step.logits_row, p.norm, normed);
+  norm_rows(p.residual, p.step.logits_row, p.norm, p.lm_head, normed);
   ref::gemm(normed, p.lm_head, p.out);
 }
 

@@ -12,8 +12,6 @@ namespace {
 
 using Part = HostWeight::Part;
 
-constexpr float kMaxE4m3 = 448.0f;
-
 void check_part(const Part& part, const WeightSpec& spec) {
   const HostTensor& w = part.weight;
   MM_CHECK(w.data != nullptr && w.shape.rank == 2 && w.shape[1] == spec.k && w.shape[0] > 0, "pack",
@@ -55,6 +53,73 @@ void check_finite(const Part& part, std::int64_t row, const std::vector<float>& 
   }
 }
 
+constexpr const char* kScaleHint = "; the file is damaged, or pass allow_nonfinite";
+
+void check_scale(const Part& part, const HostTensor& scale, const char* name, std::int64_t i,
+                 bool zero_allowed) {
+  const float value = read_element(scale, i);
+  const bool positive = zero_allowed ? value >= 0 : value > 0;
+  // The packed scale carries a factor of 256.
+  if (positive && std::isfinite(value * 256)) return;
+  throw Error(ErrorCode::model_format, part.source.text(),
+              str(name, "[", i, "]: expected a finite number ", zero_allowed ? ">= 0" : "> 0",
+                  ", got ", value, std::isfinite(value) ? "; the file is damaged" : kScaleHint),
+              {.reason = std::isfinite(value) ? "scale" : "non_finite",
+               .file = part.source.file,
+               .tensor = part.source.tensor});
+}
+
+// A scale of one row may be 0, when the row is; one for the whole matrix may not.
+void check_scales(const Part& part, bool allow_nonfinite) {
+  const std::int64_t count = part.weight_scale ? part.weight_scale.shape.count() : 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (allow_nonfinite && !std::isfinite(read_element(part.weight_scale, i))) continue;
+    check_scale(part, part.weight_scale, "weight_scale", i, count > 1);
+  }
+}
+
+float largest_input_scale(const HostWeight& host) {
+  float largest = 0;
+  for (const Part& part : host.parts) {
+    MM_CHECK(part.input_scale && part.input_scale.shape.count() == 1, "pack", part.source.text(),
+             ": input_scale: expected one element");
+    check_scale(part, part.input_scale, "activation_scale", 0, false);
+    largest = std::max(largest, read_element(part.input_scale, 0));
+  }
+  return largest;
+}
+
+bool as_stored(DType dtype, WeightFormat format) {
+  switch (format) {
+    case WeightFormat::f32:
+      return dtype == DType::f32;
+    case WeightFormat::bf16:
+      return dtype == DType::bf16;
+    case WeightFormat::fp8:
+      return dtype == DType::e4m3;
+  }
+  return false;
+}
+
+template <class Bits>
+bool none_above(const void* data, std::size_t count, Bits magnitude, Bits finite) {
+  const auto* bits = static_cast<const Bits*>(data);
+  bool above = false;
+  for (std::size_t i = 0; i < count; ++i) above |= static_cast<Bits>(bits[i] & magnitude) > finite;
+  return !above;
+}
+
+bool all_finite(const void* data, std::size_t count, DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return none_above<std::uint32_t>(data, count, 0x7fffffffu, 0x7f7fffffu);
+    case DType::bf16:
+      return none_above<std::uint16_t>(data, count, 0x7fff, 0x7f7f);
+    default:
+      return none_above<std::uint8_t>(data, count, 0x7f, 0x7e);
+  }
+}
+
 // Codes <- the row times 1 / scale; returns the scale. A row that is not finite keeps no detail.
 float quantise(const std::vector<float>& values, std::uint8_t* codes) {
   float largest = 0;
@@ -72,8 +137,7 @@ float quantise(const std::vector<float>& values, std::uint8_t* codes) {
                    [](float v) { return std::isinf(v) ? f32_to_e4m3(v) : std::uint8_t{0}; });
     return largest;
   }
-  // A row so small that its scale would lose bits takes the smallest normal one.
-  const float scale = largest == 0 ? 1.0f : std::max(largest / kMaxE4m3, 0x1p-126f);
+  const float scale = e4m3_scale(largest);
   std::transform(values.begin(), values.end(), codes,
                  [scale](float v) { return f32_to_e4m3(v / scale); });
   return scale;
@@ -81,7 +145,8 @@ float quantise(const std::vector<float>& values, std::uint8_t* codes) {
 
 }  // namespace
 
-RowReader::RowReader(const HostWeight& host, const WeightSpec& spec) : host_(host), spec_(spec) {
+RowReader::RowReader(const HostWeight& host, const WeightSpec& spec)
+    : host_(host), spec_(spec), weight_{.spec = spec, .quant = host.quant} {
   const std::size_t expected = spec.role == Role::qkv_proj       ? 3
                                : spec.role == Role::gate_up_proj ? 2
                                                                  : 1;
@@ -90,6 +155,9 @@ RowReader::RowReader(const HostWeight& host, const WeightSpec& spec) : host_(hos
   first_row_.push_back(0);
   for (const Part& part : host.parts) {
     check_part(part, spec);
+    MM_CHECK(host.quant == InputQuant::none || part.weight.dtype == DType::e4m3, "pack",
+             part.source.text(), ": expected e4m3 beside a quantised input, got ",
+             dtype_name(part.weight.dtype));
     first_row_.push_back(first_row_.back() + part.weight.shape[0]);
   }
   MM_CHECK(first_row_.back() == spec.n, "pack", host.parts[0].source.text(),
@@ -97,11 +165,25 @@ RowReader::RowReader(const HostWeight& host, const WeightSpec& spec) : host_(hos
   MM_CHECK(spec.role != Role::gate_up_proj || 2 * first_row_[1] == spec.n, "pack",
            host.parts[0].source.text(), ": expected as many gate rows as up rows, got ",
            first_row_[1], " of ", spec.n);
+  for (const Part& part : host.parts) check_scales(part, host.allow_nonfinite);
+  if (host.quant == InputQuant::none) return;
+  MM_CHECK(spec.format == WeightFormat::fp8, "pack", host.parts[0].source.text(),
+           ": expected format fp8 for an input that is quantised");
+  if (host.quant == InputQuant::fixed) weight_.input_scale = largest_input_scale(host);
+}
+
+std::size_t RowReader::part_of(std::int64_t row) const {
+  const auto after = std::upper_bound(first_row_.begin(), first_row_.end(), row);
+  return static_cast<std::size_t>(after - first_row_.begin()) - 1;
+}
+
+std::size_t RowReader::stored_row_bytes(std::int64_t row) const {
+  const DType dtype = host_.parts[part_of(row)].weight.dtype;
+  return static_cast<std::size_t>(spec_.k) * dtype_bytes(dtype);
 }
 
 float RowReader::read(std::int64_t row, void* out, std::vector<float>& buffer) const {
-  const auto after = std::upper_bound(first_row_.begin(), first_row_.end(), row);
-  const auto index = static_cast<std::size_t>(after - first_row_.begin()) - 1;
+  const std::size_t index = part_of(row);
   const Part& part = host_.parts[index];
   row -= first_row_[index];
   if (part.rows == RowOrder::interleaved) {
@@ -112,14 +194,17 @@ float RowReader::read(std::int64_t row, void* out, std::vector<float>& buffer) c
   const HostTensor& weight = part.weight;
   float scale = 1.0f;
   if (part.weight_scale) {
-    const std::int64_t i = part.weight_scale.shape.count() == 1 ? 0 : row;
-    scale = read_element(part.weight_scale, i);
-    // The packed scale carries a factor of 256.
-    if (!host_.allow_nonfinite && !std::isfinite(scale * 256)) {
-      not_finite(part, str("weight_scale[", i, "]"), scale);
-    }
+    scale = read_element(part.weight_scale, part.weight_scale.shape.count() == 1 ? 0 : row);
   }
+  scale *= weight_.input_scale;
   const auto width = static_cast<std::size_t>(spec_.k);
+  if (as_stored(weight.dtype, spec_.format)) {
+    const std::size_t bytes = width * dtype_bytes(weight.dtype);
+    const std::byte* stored =
+        static_cast<const std::byte*>(weight.data) + static_cast<std::size_t>(row) * bytes;
+    std::memcpy(out, stored, bytes);
+    if (all_finite(out, width, weight.dtype)) return scale;  // else name the element
+  }
   buffer.resize(width);
   for (std::size_t k = 0; k < width; ++k) {
     buffer[k] = read_element(weight, row * spec_.k + static_cast<std::int64_t>(k));

@@ -66,13 +66,22 @@ inline float e4m3_to_f32(std::uint8_t bits) {
   return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(scaled));
 }
 
+constexpr float kMaxE4m3 = 448.0f;
+
+// The scale of values that lie in +-largest: the largest code stands for it. Not so small that
+// dividing by it would lose bits. static: kernels of several instruction sets use it.
+static inline float e4m3_scale(float largest) {
+  const float scale = largest / kMaxE4m3;
+  return largest == 0 ? 1.0f : scale < 0x1p-126f ? 0x1p-126f : scale;
+}
+
 // Saturates to +-448; NaN stays NaN.
 inline std::uint8_t f32_to_e4m3(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   const auto sign = static_cast<std::uint8_t>((bits >> 24) & 0x80u);
   float magnitude = std::fabs(value);
   if (std::isnan(value)) return static_cast<std::uint8_t>(sign | 0x7fu);
-  if (magnitude >= 448.0f) return static_cast<std::uint8_t>(sign | 0x7eu);
+  if (magnitude >= kMaxE4m3) return static_cast<std::uint8_t>(sign | 0x7eu);
   if (magnitude < 0x1p-6f) {  // subnormal: a multiple of 2^-9, ties to even
     return static_cast<std::uint8_t>(sign | static_cast<unsigned>(std::nearbyint(magnitude * 512)));
   }

@@ -40,9 +40,19 @@ struct WeightSpec {  // from the config alone: enough to compute packed bytes
   std::int64_t head_dim = 0;  // qkv_proj: head boundaries of the rotary row order
 };
 
+// What a producer does to a row of x before it is multiplied with the weight. With code(v) = v
+// clamped to +-448 and rounded to e4m3, ties to even (model-spec 2.3):
+enum class InputQuant : std::uint8_t {
+  none,
+  fixed,      // code(x / input_scale); the weight's row scales include input_scale
+  per_token,  // code(x / s) s, with s = max|x| / 448 of the row
+};
+
 struct Weight {  // the metadata is public, the layout behind `data` is the backend's own
   WeightSpec spec;
   DType input = DType::f32;  // what a producer writes for it
+  InputQuant quant = InputQuant::none;
+  float input_scale = 1;  // of InputQuant::fixed
   const void* data = nullptr;
   const float* scales = nullptr;  // [n], or null: none
 };
@@ -55,6 +65,7 @@ struct Norm {
 struct RopeTable {
   const float* cos = nullptr;  // [positions, head_dim / 2]
   const float* sin = nullptr;
+  const float* query_scale = nullptr;  // [positions], of rotated queries; null: 1
 };
 
 // ---- KV ------------------------------------------------------------------------------------
@@ -105,7 +116,8 @@ struct Step {
 };
 
 // ---- stages of a layer ---------------------------------------------------------------------
-// A producer names the weight that consumes its output: that fixes the output's format.
+// A producer names the weight that consumes its output: that fixes the output's format, and how it
+// is quantised.
 
 // step.{ids, positions, sequence, cu_rows, slot, cu_logits, logits_row} <- input and slots; applies
 // the block table updates. Leaves length and pending alone.
@@ -144,7 +156,7 @@ struct AttentionParams {
 
 struct LinearResidualParams {
   const Step& step;
-  TensorView x;  // [R, k] in weight.input
+  TensorView x;  // [R, k] in weight.input, quantised as the weight wants it
   const Weight& weight;
   TensorView residual;  // [R, n] f32 += x W^T
 };

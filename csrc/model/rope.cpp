@@ -57,6 +57,14 @@ std::vector<float> inverse_frequencies(const RopeConfig& config, std::int64_t he
   return inverse;
 }
 
+void fill_query_scale(const RopeConfig& config, std::int64_t positions, float* out) {
+  const auto beta = static_cast<float>(config.scaling_beta);
+  for (std::int64_t p = 0; p < positions; ++p) {
+    const double spans = std::floor(static_cast<double>(p) / config.scaling_context);
+    out[p] = 1.0f + beta * std::log(static_cast<float>(1 + spans));
+  }
+}
+
 void fill_rope_table(const RopeConfig& config, std::int64_t head_dim, std::int64_t positions,
                      float* cos, float* sin) {
   const std::vector<float> inverse = inverse_frequencies(config, head_dim);

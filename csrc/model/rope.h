@@ -12,6 +12,10 @@ namespace mmengine {
 
 std::vector<float> inverse_frequencies(const RopeConfig& config, std::int64_t head_dim);
 
+// out: host [positions], what a query at each position is multiplied by; transformers' f32
+// arithmetic.
+void fill_query_scale(const RopeConfig& config, std::int64_t positions, float* out);
+
 // cos, sin: host [positions, head_dim / 2].
 void fill_rope_table(const RopeConfig& config, std::int64_t head_dim, std::int64_t positions,
                      float* cos, float* sin);

@@ -18,6 +18,7 @@ struct RopeConfig {
   // Llama 4; beta 0: they are not.
   double scaling_beta = 0, scaling_context = 0;
   bool yarn() const { return original_context > 0; }
+  bool scales_queries() const { return scaling_beta != 0; }
   bool operator==(const RopeConfig&) const = default;
 };
 

@@ -58,7 +58,7 @@ class Planner {
 
   void weight(const std::string& name, const std::vector<std::string>& parts,
               const std::vector<std::int64_t>& rows, std::int64_t k, Role role) {
-    WeightEntry entry{name, parts, {}, {}};
+    WeightEntry entry{.name = name, .parts = parts, .spec = {}, .slice = {}};
     entry.spec.role = role;
     entry.spec.k = k;
     entry.spec.head_dim = config_.head_dim;
@@ -70,6 +70,7 @@ class Planner {
       stored = std::min(stored, stored_format(checkpoint_.tensor(parts[i]).dtype));
     }
     entry.spec.format = choose_format(wish_, stored, role);
+    entry.quant = input_quant(entry);
     const std::size_t bytes = traits_.packed_bytes(entry.spec);
     entry.slice = layout_.add(name, DType::u8, {static_cast<std::int64_t>(bytes)});
     if (role != Role::embed) plan_.bytes_per_token += bytes;
@@ -85,6 +86,22 @@ class Planner {
   WeightPlan take() { return std::move(plan_); }
 
  private:
+  // Inputs are quantised as the file says where all parts are kept as it has them. A table that
+  // rows are read from (a tied head, too) is no linear.
+  InputQuant input_quant(const WeightEntry& entry) const {
+    if (entry.spec.format != WeightFormat::fp8 || entry.parts[0] == "embed_tokens") {
+      return InputQuant::none;
+    }
+    bool scales = true;
+    for (const std::string& part : entry.parts) {
+      if (checkpoint_.tensor(part).dtype != DType::e4m3) return InputQuant::none;
+      scales = scales && checkpoint_.has(part + ".input_scale");
+    }
+    if (config_.activations == ActivationScheme::per_token) return InputQuant::per_token;
+    const bool fixed = config_.activations == ActivationScheme::fixed && scales;
+    return fixed ? InputQuant::fixed : InputQuant::none;
+  }
+
   const ModelConfig& config_;
   const Checkpoint& checkpoint_;
   FormatWish wish_;
@@ -92,6 +109,10 @@ class Planner {
   Layout& layout_;
   WeightPlan plan_;
 };
+
+HostTensor tensor_or_none(const Checkpoint& checkpoint, const std::string& name) {
+  return checkpoint.has(name) ? checkpoint.tensor(name) : HostTensor{};
+}
 
 std::vector<float> read_norm(const Checkpoint& checkpoint, const std::string& name,
                              bool allow_nonfinite) {
@@ -163,13 +184,16 @@ Weights::Weights(const WeightPlan& plan, const ModelConfig& config, const Checkp
   }
   for (const WeightEntry& entry : plan.weights) {
     HostWeight host;
+    host.quant = entry.quant;
     host.allow_nonfinite = options.allow_nonfinite;
     for (std::size_t i = 0; i < entry.parts.size(); ++i) {
       HostWeight::Part part;
       part.weight = checkpoint.tensor(entry.parts[i]);
       part.source = checkpoint.source(entry.parts[i]);
-      const std::string scale = entry.parts[i] + ".weight_scale";
-      if (checkpoint.has(scale)) part.weight_scale = checkpoint.tensor(scale);
+      part.weight_scale = tensor_or_none(checkpoint, entry.parts[i] + ".weight_scale");
+      if (entry.quant == InputQuant::fixed) {
+        part.input_scale = checkpoint.tensor(entry.parts[i] + ".input_scale");
+      }
       const bool rotary = entry.spec.role == Role::qkv_proj && i < 2;
       part.rows = rotary ? checkpoint.row_order() : RowOrder::half_split;
       host.parts.push_back(std::move(part));

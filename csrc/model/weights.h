@@ -27,6 +27,7 @@ struct WeightEntry {
   std::string name;                // "layers.3.qkv_proj"
   std::vector<std::string> parts;  // "layers.3.q_proj", ...
   WeightSpec spec;
+  InputQuant quant = InputQuant::none;
   Slice slice;
 };
 

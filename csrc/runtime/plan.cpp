@@ -39,7 +39,7 @@ DType resolve_kv(KvDtype wish, const WeightPlan& weights) {
                .available = static_cast<std::int64_t>(available)});
 }
 
-void plan_steps(Plan& plan, const BackendTraits& traits, Layout& device) {
+void plan_steps(Plan& plan, const RopeConfig& rope, const BackendTraits& traits, Layout& device) {
   const StepLimits& limits = plan.limits;
   const std::int64_t pairs = plan.shape.head_dim / 2;
   plan.layer = LayerSlices::plan(plan.shape, limits.rows, device);
@@ -48,6 +48,9 @@ void plan_steps(Plan& plan, const BackendTraits& traits, Layout& device) {
   plan.sample_output = SampleOutputSlices::plan(limits, device);
   plan.rope_cos = device.add("rope_cos", DType::f32, {limits.context_tokens, pairs});
   plan.rope_sin = device.add("rope_sin", DType::f32, {limits.context_tokens, pairs});
+  if (rope.scales_queries()) {
+    plan.query_scale = device.add("query_scale", DType::f32, {limits.context_tokens});
+  }
   plan.logits = device.add("logits", DType::f32, {limits.logits_rows, plan.shape.vocab_size});
   const std::size_t scratch = traits.scratch_bytes(plan.shape, limits, plan.options.threads);
   plan.scratch = device.add("scratch", DType::u8, {static_cast<std::int64_t>(scratch)});
@@ -108,7 +111,7 @@ Plan make_plan(const ModelConfig& config, const Checkpoint& checkpoint,
   plan.limits.logits_rows = batch + kPromptLogitsRows;
   plan.limits.context_tokens = static_cast<int>(context);
 
-  plan_steps(plan, backend, plan.device);
+  plan_steps(plan, config.rope, backend, plan.device);
   const auto pool = static_cast<std::int64_t>(plan.kv_layer_bytes) * (plan.num_blocks + 1);
   plan.kv_blocks = plan.device.add("kv_blocks", DType::u8, {config.num_layers, pool});
   plan.step_input_host = StepInputSlices::plan(plan.limits, plan.host);

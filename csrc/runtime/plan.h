@@ -37,7 +37,7 @@ struct Plan {
   StepSlices step;
   StepInputSlices step_input, step_input_host;
   SampleOutputSlices sample_output, sample_output_host;
-  Slice rope_cos, rope_sin, logits, logits_host, scratch, kv_blocks;
+  Slice rope_cos, rope_sin, query_scale, logits, logits_host, scratch, kv_blocks;
   std::size_t kv_layer_bytes = 0;  // of one block in one layer
 };
 

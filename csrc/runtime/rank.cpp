@@ -33,7 +33,15 @@ RopeTable upload_rope(const Plan& plan, const ModelConfig& config, const Arena& 
                   host_sin.data());
   backend.upload(cos.data, host_cos.data(), count * sizeof(float));
   backend.upload(sin.data, host_sin.data(), count * sizeof(float));
-  return {cos.as<float>(), sin.as<float>()};
+  RopeTable table{cos.as<float>(), sin.as<float>()};
+  if (config.rope.scales_queries()) {
+    std::vector<float> scale(static_cast<std::size_t>(plan.limits.context_tokens));
+    fill_query_scale(config.rope, plan.limits.context_tokens, scale.data());
+    const TensorView view = arena[plan.query_scale];
+    backend.upload(view.data, scale.data(), scale.size() * sizeof(float));
+    table.query_scale = view.as<float>();
+  }
+  return table;
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -37,6 +38,13 @@ Role role_of(const std::string& name) {
     if (name == names[i]) return static_cast<Role>(i);
   }
   throw py::value_error("unknown role " + name);
+}
+
+InputQuant quant_of(const std::string& name) {
+  if (name == "none") return InputQuant::none;
+  if (name == "fixed") return InputQuant::fixed;
+  if (name == "per_token") return InputQuant::per_token;
+  throw py::value_error("unknown quantisation " + name);
 }
 
 WeightFormat format_of(const std::string& name) {
@@ -115,14 +123,25 @@ class TestBackend {
   using Part = std::tuple<py::array, std::string, std::optional<Floats>, bool>;
   std::unique_ptr<PackedWeight> pack(const std::vector<Part>& parts, const std::string& role,
                                      const std::string& format, std::int64_t head_dim,
-                                     bool allow_nonfinite) {
+                                     bool allow_nonfinite, const std::string& quant,
+                                     const std::vector<float>& input_scales) {
     HostWeight host;
     host.allow_nonfinite = allow_nonfinite;
+    host.quant = quant_of(quant);
+    std::size_t read = 0;
+    std::mutex reading;
+    host.on_read = [&](std::size_t bytes) {
+      const std::lock_guard lock(reading);
+      read += bytes;
+    };
     WeightSpec spec{role_of(role), 0, 0, format_of(format), head_dim};
     for (const auto& [array, dtype, scale, interleaved] : parts) {
       HostWeight::Part part;
       part.weight = {array.data(), dtype_of(dtype), {array.shape(0), array.shape(1)}};
       if (scale) part.weight_scale = {scale->data(), DType::f32, {scale->size()}};
+      if (!input_scales.empty()) {
+        part.input_scale = {&input_scales.at(host.parts.size()), DType::f32, {1}};
+      }
       part.rows = interleaved ? RowOrder::interleaved : RowOrder::half_split;
       part.source = {"model.safetensors", "part" + std::to_string(host.parts.size())};
       host.parts.push_back(part);
@@ -139,6 +158,9 @@ class TestBackend {
     for (std::size_t i = bytes; i < bytes + guard; ++i) {
       MM_CHECK(data[i] == 0xa5, "pack", "wrote byte ", i, " of ", bytes);
     }
+    const auto first =
+        static_cast<std::size_t>(spec.n * spec.k) * dtype_bytes(host.parts[0].weight.dtype);
+    MM_CHECK(read == first, "pack", "on_read: expected ", first, " bytes, got ", read);
     return packed;
   }
 
@@ -199,9 +221,10 @@ class TestBackend {
 
   void norm_qkv_rope_store(const StepArrays& s, const py::array& residual, const Floats& gain,
                            float eps, const PackedWeight& w, const Floats& cos, const Floats& sin,
-                           const Pool& pool, const py::array& q) {
+                           const Pool& pool, const py::array& q,
+                           const std::optional<Floats>& query_scale) {
     const Norm norm = norm_of(gain, eps);
-    const RopeTable rope{cos.data(), sin.data()};
+    const RopeTable rope{cos.data(), sin.data(), query_scale ? query_scale->data() : nullptr};
     backend_->norm_qkv_rope_store(
         {s.step, matrix(residual), norm, w.weight, rope, pool.view, matrix(q)});
   }
@@ -293,6 +316,29 @@ Floats exp_of(const std::string& level, const Floats& x) {
   throw py::value_error("unknown level " + level);
 }
 
+// A copy of x as a weight with this scale of its input (none: one per row) wants it.
+Floats quantise(const std::string& level, const Floats& x, std::optional<float> scale) {
+  Floats out(x.size());
+  std::copy_n(x.data(), x.size(), out.mutable_data());
+  if (level == "ref") {
+    Weight consumer;
+    consumer.quant = scale ? InputQuant::fixed : InputQuant::per_token;
+    consumer.input_scale = scale.value_or(1.0f);
+    ref::quantise_input(out.mutable_data(), x.size(), consumer);
+    return out;
+  }
+  for (const cpu::Kernels* kernels : cpu::supported_kernels()) {
+    if (level != std::string("cpu:") + kernels->name) continue;
+    if (scale) {
+      kernels->quantise(out.mutable_data(), x.size(), *scale);
+    } else {
+      kernels->quantise_row(out.mutable_data(), x.size());
+    }
+    return out;
+  }
+  throw py::value_error("unknown level " + level);
+}
+
 class TestPool {
  public:
   explicit TestPool(int threads) : pool_(threads) {}
@@ -329,6 +375,7 @@ PYBIND11_MODULE(MM_MODULE, m) {
   register_errors(m);
   m.def("backends", &backends);
   m.def("exp", &exp_of);
+  m.def("quantise", &quantise);
   m.def("uniform", &ref::uniform);
   m.def("available_processors", &available_processors);
   py::class_<PackedWeight>(m, "PackedWeight");
@@ -363,11 +410,14 @@ PYBIND11_MODULE(MM_MODULE, m) {
       .def("scratch", &TestBackend::scratch)
       .def("scratch_bytes", &TestBackend::scratch_bytes)
       .def("pack", &TestBackend::pack, py::arg("parts"), py::arg("role"), py::arg("format"),
-           py::arg("head_dim") = 0, py::arg("allow_nonfinite") = false)
+           py::arg("head_dim") = 0, py::arg("allow_nonfinite") = false, py::arg("quant") = "none",
+           py::arg("input_scales") = std::vector<float>{})
       .def("kv", &TestBackend::kv)
       .def("begin", &TestBackend::begin)
       .def("embed", &TestBackend::embed)
-      .def("norm_qkv_rope_store", &TestBackend::norm_qkv_rope_store)
+      .def("norm_qkv_rope_store", &TestBackend::norm_qkv_rope_store, py::arg("step"),
+           py::arg("residual"), py::arg("gain"), py::arg("eps"), py::arg("weight"), py::arg("cos"),
+           py::arg("sin"), py::arg("pool"), py::arg("q"), py::arg("query_scale") = py::none())
       .def("attention", &TestBackend::attention)
       .def("linear_residual", &TestBackend::linear_residual)
       .def("norm_gate_up_silu", &TestBackend::norm_gate_up_silu)

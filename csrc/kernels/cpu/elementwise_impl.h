@@ -1,6 +1,7 @@
 // Norm, gating and the memory probe on eight lanes.
 #pragma once
 
+#include "base/dtype.h"
 #include "kernels/cpu/launch.h"
 #include "kernels/cpu/math_impl.h"
 
@@ -42,6 +43,29 @@ void silu_mul(const float* tile, const float* scales, std::int64_t n, float* out
       up = up * load(scales + 16 + i);
     }
     store_first(out + i, n - i, gate / (splat(1.0f) + exp(zero() - gate)) * up);
+  }
+}
+
+inline F8 code(F8 v) {  // NaN stays NaN
+  return round_to_e4m3(min(splat(kMaxE4m3), max(splat(-kMaxE4m3), v)));
+}
+
+void quantise(float* x, std::int64_t n, float scale) {
+  const F8 s = splat(scale);
+  for (std::int64_t i = 0; i < n; i += 8) {
+    store_first(x + i, n - i, code(load_first(x + i, n - i) / s));
+  }
+}
+
+void quantise_row(float* x, std::int64_t n) {
+  F8 largest = zero();  // not of NaN, which makes its outputs NaN without it
+  for (std::int64_t i = 0; i < n; i += 8) {
+    const F8 v = load_first(x + i, n - i);
+    largest = max(max(v, zero() - v), largest);
+  }
+  const F8 s = splat(e4m3_scale(highest(largest)));
+  for (std::int64_t i = 0; i < n; i += 8) {
+    store_first(x + i, n - i, code(load_first(x + i, n - i) / s) * s);
   }
 }
 

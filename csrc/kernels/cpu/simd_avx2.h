@@ -52,6 +52,23 @@ inline float highest(F8 a) {  // the same tree
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
 
+// To the nearest e4m3 value, ties to even; |a| <= 448 or NaN.
+inline F8 round_to_e4m3(F8 a) {
+  const __m256 sign = _mm256_and_ps(a.v, _mm256_set1_ps(-0.0f));
+  const __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v);
+  const __m256i bits = _mm256_castps_si256(magnitude);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 20), _mm256_set1_epi32(1));
+  const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7ffff)));
+  const __m256i kept = _mm256_and_si256(up, _mm256_set1_epi32(static_cast<int>(0xfff00000u)));
+  // Below the normal numbers the steps are 2^-9, the last place of 2^14.
+  const __m256 base = _mm256_set1_ps(0x1.8p14f);
+  const __m256 step = _mm256_sub_ps(_mm256_add_ps(magnitude, base), base);
+  const __m256 subnormal = _mm256_cmp_ps(magnitude, _mm256_set1_ps(0x1p-6f), _CMP_LT_OQ);
+  const __m256 rounded = _mm256_blendv_ps(_mm256_castsi256_ps(kept), step, subnormal);
+  const __m256 nan = _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q);
+  return {_mm256_blendv_ps(_mm256_or_ps(rounded, sign), a.v, nan)};
+}
+
 // a * 2^n, where t = n + 1.5 * 2^23.
 inline F8 scale_by_power(F8 a, F8 t) {
   const __m256i n = _mm256_sub_epi32(_mm256_castps_si256(t.v), _mm256_set1_epi32(0x4b400000));

@@ -74,6 +74,10 @@ inline float highest(F8 a) {
                 larger(larger(v[1], v[5]), larger(v[3], v[7])));
 }
 
+inline F8 round_to_e4m3(F8 a) {
+  return each([&](int i) { return e4m3_to_f32(f32_to_e4m3(a.v[i])); });
+}
+
 inline F8 scale_by_power(F8 a, F8 t) {
   return each([&](int i) {
     const auto n = static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(t.v[i]) - 0x4b400000u);

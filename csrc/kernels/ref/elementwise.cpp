@@ -1,5 +1,6 @@
 // Norm, rotation, gating, embedding and the KV store. KV blocks hold all K, then all V, each
 // [block_tokens, num_kv_heads, head_dim].
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -26,6 +27,21 @@ void rope(float* head, const float* cos, const float* sin, std::int64_t head_dim
 }
 
 float silu_mul(float gate, float up) { return gate / (1.0f + std::exp(-gate)) * up; }
+
+void quantise_input(float* x, std::int64_t n, const Weight& consumer) {
+  if (consumer.quant == InputQuant::none) return;
+  const bool fixed = consumer.quant == InputQuant::fixed;
+  float scale = consumer.input_scale;
+  if (!fixed) {
+    float largest = 0;
+    for (std::int64_t i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[i]));
+    scale = e4m3_scale(largest);
+  }
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float code = e4m3_to_f32(f32_to_e4m3(x[i] / scale));
+    x[i] = fixed ? code : code * scale;
+  }
+}
 
 void embed(const EmbedParams& p) {
   for (std::int64_t r = 0; r < p.step.rows; ++r) {
@@ -66,9 +82,10 @@ void rope_store(const NormQkvRopeStoreParams& p, TensorView qkv) {
     float* q = qkv.as<float>() + r * qkv.row_stride;
     float* k = q + num_heads * head_dim;
     const float* v = k + kv.num_kv_heads * head_dim;
+    const float scale = p.rope.query_scale != nullptr ? p.rope.query_scale[position] : 1.0f;
     for (std::int64_t h = 0; h < num_heads; ++h) rope(q + h * head_dim, cos, sin, head_dim);
     for (std::int64_t i = 0; i < num_heads * head_dim; ++i) {
-      p.q.as<float>()[r * p.q.row_stride + i] = q[i];
+      p.q.as<float>()[r * p.q.row_stride + i] = q[i] * scale;
     }
     for (std::int64_t h = 0; h < kv.num_kv_heads; ++h) {
       rope(k + h * head_dim, cos, sin, head_dim);

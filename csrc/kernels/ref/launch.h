@@ -17,6 +17,8 @@ void rms_norm(const float* x, const float* gain, float eps, std::int64_t n, floa
 void rope(float* head, const float* cos, const float* sin, std::int64_t head_dim);
 // gate / (1 + exp(-gate)) * up
 float silu_mul(float gate, float up);
+// In place: x[n] as `consumer` wants it (InputQuant).
+void quantise_input(float* x, std::int64_t n, const Weight& consumer);
 
 // ---- weights -------------------------------------------------------------------------------
 
