@@ -25,6 +25,7 @@ void interleave(const std::byte* rows, std::int64_t row_bytes, const WeightSpec&
     for (std::int64_t lane = 0; lane < kBlockRows; ++lane) {
       const T* row = reinterpret_cast<const T*>(rows + lane * row_bytes);
       T* column = out + cpu::weight_slot(spec.format, lane);
+#pragma GCC unroll 8
       for (std::int64_t k = begin; k < end; ++k) column[k * kBlockRows] = row[k];
     }
   }

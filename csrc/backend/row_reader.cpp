@@ -101,22 +101,25 @@ bool as_stored(DType dtype, WeightFormat format) {
   return false;
 }
 
-template <class Bits>
-bool none_above(const void* data, std::size_t count, Bits magnitude, Bits finite) {
-  const auto* bits = static_cast<const Bits*>(data);
-  bool above = false;
-  for (std::size_t i = 0; i < count; ++i) above |= static_cast<Bits>(bits[i] & magnitude) > finite;
-  return !above;
+// Signed and of one width, so that a vector unit compares many at once.
+template <class Int>
+bool none_above(const void* data, std::size_t count, Int magnitude, Int finite) {
+  const auto* bits = static_cast<const Int*>(data);
+  Int above = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    above = static_cast<Int>(above | ((bits[i] & magnitude) > finite ? -1 : 0));
+  }
+  return above == 0;
 }
 
 bool all_finite(const void* data, std::size_t count, DType dtype) {
   switch (dtype) {
     case DType::f32:
-      return none_above<std::uint32_t>(data, count, 0x7fffffffu, 0x7f7fffffu);
+      return none_above<std::int32_t>(data, count, 0x7fffffff, 0x7f7fffff);
     case DType::bf16:
-      return none_above<std::uint16_t>(data, count, 0x7fff, 0x7f7f);
+      return none_above<std::int16_t>(data, count, 0x7fff, 0x7f7f);
     default:
-      return none_above<std::uint8_t>(data, count, 0x7f, 0x7e);
+      return none_above<std::int8_t>(data, count, 0x7f, 0x7e);
   }
 }
 

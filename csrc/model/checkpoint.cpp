@@ -179,6 +179,17 @@ HostTensor Checkpoint::tensor(const std::string& name) const {
               {.reason = "missing_tensor", .file = impl_->directory, .tensor = source});
 }
 
+void Checkpoint::release(const std::string& name) const noexcept {
+  const auto found = impl_->entries.find(name);
+  if (found == impl_->entries.end()) return;
+  const Entry& entry = found->second;
+  for (const MappedFile& file : impl_->files) {
+    if (entry.data < file.data() || entry.data >= file.data() + file.size()) continue;
+    const auto offset = static_cast<std::uint64_t>(entry.data - file.data());
+    file.advise(offset, entry.info.bytes, MappedFile::Advice::done);
+  }
+}
+
 TensorSource Checkpoint::source(const std::string& name) const {
   const auto found = impl_->entries.find(name);
   if (found == impl_->entries.end()) return {impl_->directory, source_name(impl_->layout, name)};

@@ -27,6 +27,8 @@ class Checkpoint {
   bool has(const std::string& name) const;
   // Its data may be unaligned. Error{model_format} names file and tensor.
   HostTensor tensor(const std::string& name) const;
+  // The tensor's pages may leave memory; they come back when it is read again. Any thread.
+  void release(const std::string& name) const noexcept;
   TensorSource source(const std::string& name) const;  // the tensor's own name in its file
   RowOrder row_order() const;                          // of the rows of q_proj and k_proj
   std::uint64_t bytes() const;                         // of all tensors under our names

@@ -1,6 +1,7 @@
 #include "model/weights.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 
 #include "base/check.h"
@@ -110,6 +111,31 @@ class Planner {
   WeightPlan plan_;
 };
 
+// Lets the pages of tensors go while they are being packed: memory holds the packed weights and not
+// the file a second time. Pages that are still being read come back.
+class Released {
+ public:
+  Released(const Checkpoint& checkpoint, const std::vector<std::string>& names)
+      : checkpoint_(checkpoint), names_(names) {}
+  Released(const Released&) = delete;
+  Released& operator=(const Released&) = delete;
+  ~Released() { release(); }
+  void read(std::size_t bytes) {  // any thread
+    constexpr std::size_t kStep = std::size_t{32} << 20;
+    const std::size_t before = read_.fetch_add(bytes);
+    if (before / kStep != (before + bytes) / kStep) release();
+  }
+
+ private:
+  void release() const noexcept {
+    for (const std::string& name : names_) checkpoint_.release(name);
+  }
+
+  const Checkpoint& checkpoint_;
+  const std::vector<std::string>& names_;
+  std::atomic<std::size_t> read_{0};
+};
+
 HostTensor tensor_or_none(const Checkpoint& checkpoint, const std::string& name) {
   return checkpoint.has(name) ? checkpoint.tensor(name) : HostTensor{};
 }
@@ -198,6 +224,8 @@ Weights::Weights(const WeightPlan& plan, const ModelConfig& config, const Checkp
       part.rows = rotary ? checkpoint.row_order() : RowOrder::half_split;
       host.parts.push_back(std::move(part));
     }
+    Released released(checkpoint, entry.parts);
+    host.on_read = [&released](std::size_t bytes) { released.read(bytes); };
     weights_.emplace_back(entry.name, backend.pack(host, entry.spec, arena[entry.slice]));
     done += static_cast<std::size_t>(entry.slice.shape.count());
     if (options.progress) {
