@@ -78,6 +78,7 @@ TESTS_OF_SOMETHING_ELSE = {
     "tests/kernels/test_parallel.py": "base/parallel, reached through the same module",
     "tests/kernels/test_quant.py": "inputs that stages quantise for the next weight",
     "tests/kernels/test_stages.py": "ops of every backend that have no file of their own",
+    "tests/model/test_config_family.py": "config: both layouts of the Medium 3.5 family",
     "tests/model/test_oracle.py": "decoder against transformers",
     "tests/python/test_cli_model.py": "the installed mm-run with the demo model",
     "tests/python/test_gguf.py": "gguf_reader and convert_gguf together",

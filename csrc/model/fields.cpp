@@ -32,8 +32,8 @@ void Fields::bad(const char* key, const std::string& expected) const {
 
 void Fields::unsupported(const char* key, const std::string& supported) const {
   throw Error(ErrorCode::unsupported_model, file_,
-              str(prefix_, key, ": ", shown(value(key)), " is not supported by this version, ",
-                  "supported: ", supported),
+              str(prefix_, key, ": ", present(key) ? shown(value(key)) : "what its absence means",
+                  " is not supported by this version, supported: ", supported),
               {.reason = "config", .file = file_});
 }
 

@@ -17,6 +17,7 @@ class Fields {
       : object_(object), file_(std::move(file)), prefix_(std::move(prefix)) {}
 
   const std::string& file() const { return file_; }
+  std::string path(const char* key) const { return prefix_ + key; }  // as shown in messages
   bool has(const char* key) const;
   bool present(const char* key) const { return object_.contains(key); }  // null counts, too
   const Json& value(const char* key) const;                              // null when absent

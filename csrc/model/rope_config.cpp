@@ -51,48 +51,115 @@ void refuse_variants(const Fields& fields, const char* key) {
   if (rope.number("partial_rotary_factor", 0, 1, 1) != 1) {
     rope.unsupported("partial_rotary_factor", "1");
   }
-  if (rope.number("llama_4_scaling_beta", 0, kMaxScale, 0) != 0) {
-    rope.unsupported("llama_4_scaling_beta", "0 or null");
-  }
   for (const auto& [name, value] : fields.value(key).items()) {
     if (value.is_object()) rope.unsupported(name.c_str(), "one rotary embedding for all layers");
   }
 }
 
-void read_hf_yarn(const Fields& rope, RopeConfig& config) {
-  config.factor = required(rope, "factor", kMaxFactor, "a number above 0");
+// What transformers' Ministral3Config takes where a file has no rope_parameters.
+const Json& ministral_default() {
+  static const Json kDefault = {{"type", "yarn"},
+                                {"rope_theta", 1e6},
+                                {"factor", 16.0},
+                                {"original_max_position_embeddings", 16384},
+                                {"beta_fast", 32.0},
+                                {"beta_slow", 1.0},
+                                {"mscale_all_dim", 1.0},
+                                {"mscale", 1.0},
+                                {"llama_4_scaling_beta", 0.1}};
+  return kDefault;
+}
+
+// The one object that transformers reads: an older rope_scaling hides a rope_parameters.
+Fields effective_rope(const Fields& fields, bool ministral) {
+  const Fields scaling = fields.object("rope_scaling");
+  if (fields.has("rope_scaling") && !fields.value("rope_scaling").empty()) return scaling;
+  if (ministral && !fields.has("rope_parameters")) {
+    return Fields(ministral_default(), fields.file(), fields.path("rope_parameters."));
+  }
+  return fields.object("rope_parameters");
+}
+
+// The factor that the length asks for where it is null; one that is absent is an error there, too.
+double yarn_factor(const Fields& fields, const Fields& rope, double original) {
+  const double context = fields.number("max_position_embeddings", 1, kMaxContext, 0);
+  if (rope.present("factor") && !rope.has("factor") && context > 0) return context / original;
+  return required(rope, "factor", kMaxFactor, "a number above 0");
+}
+
+void read_hf_yarn(const Fields& fields, const Fields& rope, RopeConfig& config) {
+  const double context = fields.number("max_position_embeddings", 1, kMaxContext, 0);
+  const bool given = rope.present("original_max_position_embeddings") || context == 0;
   config.original_context =
-      required(rope, "original_max_position_embeddings", kMaxContext, "a number of tokens");
+      given ? required(rope, "original_max_position_embeddings", kMaxContext, "a number of tokens")
+            : context;
+  config.factor = yarn_factor(fields, rope, config.original_context);
   config.beta_fast = number_or(rope, "beta_fast", kMaxBeta, 32);
   config.beta_slow = number_or(rope, "beta_slow", kMaxBeta, 1);
   config.truncate = rope.flag("truncate", true);
   config.attention_factor = resolve_attention_factor(rope, config.factor);
 }
 
+void read_hf_query_scaling(const Fields& rope, bool ministral, RopeConfig& config) {
+  const double beta = rope.number("llama_4_scaling_beta", 0, kMaxScale, 0);
+  if (beta == 0) return;
+  // Other classes of transformers pass over the key, other engines do not: no answer is safe.
+  if (!ministral) rope.unsupported("llama_4_scaling_beta", "0 or null but for ministral3");
+  config.scaling_beta = beta;
+  config.scaling_context =
+      required(rope, "original_max_position_embeddings", kMaxContext, "a number of tokens");
+}
+
+// Medium 3.5's first config.json had mscale_all_dim 1, which makes the factor 1; its second has 0
+// (model-spec 9.2). For any other model the file's word stands.
+void repair_medium(const Fields& fields, const Fields& rope, RopeConfig& config,
+                   std::vector<std::string>& warnings) {
+  constexpr double kHidden = 12288, kLayers = 88, kContext = 4096, kFactor = 64;
+  const bool medium = fields.number("hidden_size", 0, 1e12, 0) == kHidden &&
+                      fields.number("num_hidden_layers", 0, 1e12, 0) == kLayers &&
+                      config.original_context == kContext && config.factor == kFactor;
+  const bool wrong = rope.number("mscale", 0, kMaxScale, 0) == 1 &&
+                     rope.number("mscale_all_dim", 0, kMaxScale, 0) == 1 &&
+                     !rope.has("attention_factor");
+  if (!medium || !wrong) return;
+  config.attention_factor = magnitude(config.factor, 1);
+  warnings.push_back(str(fields.file(), ": ", rope.path("mscale_all_dim"),
+                         " is 1, a known mistake in the first config of Mistral Medium 3.5; it is "
+                         "read as 0, so the attention factor is ",
+                         config.attention_factor));
+}
+
 }  // namespace
 
-RopeConfig read_hf_rope(const Fields& fields) {
+RopeConfig read_hf_rope(const Fields& fields, bool ministral, std::vector<std::string>& warnings) {
   for (const char* key : {"rope_parameters", "rope_scaling"}) refuse_variants(fields, key);
   if (fields.number("partial_rotary_factor", 0, 1, 1) != 1) {
     fields.unsupported("partial_rotary_factor", "1");
   }
   RopeConfig config;
-  const Fields rope = fields.object("rope_parameters"), scaling = fields.object("rope_scaling");
+  const Fields rope = effective_rope(fields, ministral);
   const double top = fields.number("rope_theta", kMinTheta, kMaxTheta, kDefaultTheta);
   config.theta = rope.number("rope_theta", kMinTheta, kMaxTheta, top);
   if (fields.has("rope_theta") && config.theta != top) {
-    fields.bad("rope_theta", str("the same as rope_parameters.rope_theta = ", config.theta));
+    fields.bad("rope_theta", str("the same as ", rope.path("rope_theta"), " = ", config.theta));
   }
-  // rope_parameters is the newer name of the same object; transformers reads it first.
-  const bool newer = rope_type(rope) == "yarn", older = rope_type(scaling) == "yarn";
-  if (newer || older) read_hf_yarn(newer ? rope : scaling, config);
+  if (rope_type(rope) == "yarn") {
+    read_hf_yarn(fields, rope, config);
+    repair_medium(fields, rope, config, warnings);
+  }
+  read_hf_query_scaling(rope, ministral, config);
   return config;
 }
 
 RopeConfig read_mistral_rope(const Fields& fields) {
-  if (fields.has("llama_4_scaling")) fields.unsupported("llama_4_scaling", "null");
   RopeConfig config;
   config.theta = fields.number("rope_theta", kMinTheta, kMaxTheta, kDefaultTheta);
+  const Fields scaling = fields.object("llama_4_scaling");
+  config.scaling_beta = scaling.number("beta", 0, kMaxScale, 0);
+  if (config.scaling_beta != 0) {
+    config.scaling_context =
+        required(scaling, "original_max_position_embeddings", kMaxContext, "a number of tokens");
+  }
   if (!fields.has("yarn")) return config;
   const Fields yarn = fields.object("yarn");
   config.factor = required(yarn, "factor", kMaxFactor, "a number above 0");

@@ -3,6 +3,9 @@
 // transformers resolves its parameters (model-spec 1.1, 1.3).
 #pragma once
 
+#include <string>
+#include <vector>
+
 namespace mmengine {
 
 class Fields;
@@ -22,10 +25,12 @@ struct RopeConfig {
   bool operator==(const RopeConfig&) const = default;
 };
 
-// config.json: rope_theta, rope_parameters and the older rope_scaling.
-RopeConfig read_hf_rope(const Fields& fields);
+// config.json: rope_theta, rope_parameters and the older rope_scaling. `ministral`: the class of
+// transformers that has a scaled embedding by default and multiplies queries. The one config that
+// was published with a wrong attention factor, Medium 3.5's first, is repaired with a warning.
+RopeConfig read_hf_rope(const Fields& fields, bool ministral, std::vector<std::string>& warnings);
 
-// params.json: rope_theta and yarn.
+// params.json: rope_theta, yarn and llama_4_scaling.
 RopeConfig read_mistral_rope(const Fields& fields);
 
 }  // namespace mmengine

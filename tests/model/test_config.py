@@ -95,6 +95,11 @@ def test_hf(tmp_path: Path) -> None:
         "rope_beta": (32.0, 1.0),
         "rope_truncate": True,
         "rope_attention_factor": 1.0,
+        "rope_scaling": (0.0, 0.0),
+        "dtype": "bf16",
+        "fp8_linears": False,
+        "activations": "none",
+        "vision": None,
         "eos_ids": [2],
     }
 
@@ -219,19 +224,6 @@ def test_code_in_a_config_is_ignored_with_one_warning(tmp_path: Path, key: str) 
     assert config["vocab_size"] == 320
     assert len(warnings) == 1
     assert f"{key} is ignored; nothing from a checkpoint is executed" in warnings[0]
-
-
-def test_weight_only_fp8_of_ours(tmp_path: Path) -> None:
-    ours = {"qformat_weight": "fp8_e4m3", "qscheme_act": "WEIGHT_ONLY"}
-    config, warnings = read_mistral(tmp_path, quantization=ours)
-    assert config["vocab_size"] == 320
-    assert warnings == []
-
-
-def test_vision_is_left_out_with_a_warning(tmp_path: Path) -> None:
-    _, warnings = read_mistral(tmp_path, vision_encoder={"hidden_size": 1664})
-    assert len(warnings) == 1
-    assert "vision_encoder" in warnings[0]
 
 
 BAD_HF: list[tuple[str, Any, str]] = [
@@ -385,8 +377,9 @@ UNSUPPORTED_HF: list[tuple[dict[str, Any], str, str]] = [
     ({"attention_bias": True}, "attention_bias", "false"),
     ({"mlp_bias": True}, "mlp_bias", "false"),
     ({"hidden_act": "gelu"}, "hidden_act", "silu"),
-    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config.quant_method", "none"),
-    ({"quantization_config": {}}, "quantization_config", "none"),
+    ({"quantization_config": {"quant_method": "awq"}}, "quantization_config.quant_method", "fp8"),
+    ({"quantization_config": {}}, "quantization_config.quant_method", "fp8"),
+    ({"quantization": {"bits": 4}}, "quantization", "quantization_config"),
 ]
 
 
@@ -402,21 +395,15 @@ def test_unsupported_variant(
 
 UNSUPPORTED_MISTRAL: list[tuple[dict[str, Any], str]] = [
     ({"moe": {"num_experts": 8}}, "moe"),
-    ({"llama_4_scaling": {"beta": 0.1}}, "llama_4_scaling"),
     ({"kv_lora_rank": 512}, "kv_lora_rank"),
     ({"activation": "gelu"}, "activation"),
     ({"model_type": "mamba"}, "model_type"),
     ({"use_biases": True}, "use_biases"),
-    ({"quantization": {"qformat_weight": "fp8_e4m3"}}, "quantization.qscheme_act"),
-    (
-        {"quantization": {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}},
-        "quantization.qscheme_act",
-    ),
     (
         {"quantization": {"qformat_weight": "int4", "qscheme_act": "WEIGHT_ONLY"}},
         "quantization.qformat_weight",
     ),
-    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+    ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config.quant_method"),
     ({"mmengine": {"format": 2}}, "mmengine.format"),
 ]
 

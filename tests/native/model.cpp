@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,33 @@ py::list header(const py::bytes& file_bytes, const std::string& file) {
   return tensors;
 }
 
+const char* scheme_name(ActivationScheme scheme) {
+  constexpr std::array<const char*, 3> kNames = {"none", "fixed", "per_token"};
+  return kNames[static_cast<std::size_t>(scheme)];
+}
+
+py::object vision(const VisionConfig& read) {
+  py::dict values;
+  values["hidden_size"] = read.hidden_size;
+  values["intermediate_size"] = read.intermediate_size;
+  values["num_layers"] = read.num_layers;
+  values["num_heads"] = read.num_heads;
+  values["head_dim"] = read.head_dim;
+  values["patch_size"] = read.patch_size;
+  values["image_size"] = read.image_size;
+  values["num_channels"] = read.num_channels;
+  values["spatial_merge_size"] = read.spatial_merge_size;
+  values["rope_theta"] = read.rope_theta;
+  values["image_token_id"] = read.image_token_id;
+  return values;
+}
+
+// Whether the loader sees one model in both directories.
+bool equal_configs(const std::string& first, const std::string& second) {
+  std::vector<std::string> warnings;
+  return read_config(first, warnings) == read_config(second, warnings);
+}
+
 py::tuple config(const std::string& directory) {
   std::vector<std::string> warnings;
   const ModelConfig read = read_config(directory, warnings);
@@ -59,6 +87,11 @@ py::tuple config(const std::string& directory) {
   values["rope_beta"] = py::make_tuple(read.rope.beta_fast, read.rope.beta_slow);
   values["rope_truncate"] = read.rope.truncate;
   values["rope_attention_factor"] = read.rope.attention_factor;
+  values["rope_scaling"] = py::make_tuple(read.rope.scaling_beta, read.rope.scaling_context);
+  values["dtype"] = dtype_name(read.dtype);
+  values["fp8_linears"] = read.fp8_linears;
+  values["activations"] = scheme_name(read.activations);
+  values["vision"] = read.vision ? vision(*read.vision) : py::none();
   values["eos_ids"] = read.eos_ids;
   return py::make_tuple(values, warnings);
 }
@@ -109,6 +142,7 @@ PYBIND11_MODULE(MM_MODULE, module) {
   mmengine::register_errors(module);
   module.def("parse_safetensors", &mmengine::header, py::arg("file_bytes"), py::arg("file"));
   module.def("read_config", &mmengine::config, py::arg("directory"));
+  module.def("equal_configs", &mmengine::equal_configs, py::arg("first"), py::arg("second"));
   module.def("rope_table", &mmengine::rope, py::arg("directory"), py::arg("head_dim"),
              py::arg("positions"));
   module.def("map_file", &mmengine::read_mapped, py::arg("directory"), py::arg("name"));
