@@ -103,7 +103,11 @@ def make_checkpoint(folder: Path, total_bytes: int, dtype: str) -> int:
         "eos_token_id": 2,
     }
     if dtype == "fp8":
-        config["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "static"}
+        config["quantization_config"] = {
+            "quant_method": "fp8",
+            "activation_scheme": "static",
+            "weight_block_size": None,
+        }
     (folder / "config.json").write_text(json.dumps(config), encoding="ascii")
     return checkpoint_bytes(folder)
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <vector>
 
 #include "backend/row_reader.h"
@@ -12,34 +13,115 @@ namespace {
 
 using cpu::kBlockRows;
 
-// Rows are read one after another and then laid side by side a few columns at a time, so that the
-// piece of the block that is written stays in the first-level cache.
-constexpr std::int64_t kTileColumns = 64;
+// 32 rows, side by side in the order of the slots; each is a whole number of cache lines long.
+struct Rows {
+  const std::byte* data;
+  std::int64_t row_bytes;
+  WeightFormat format;
+  template <class T>
+  const T* at_slot(std::int64_t slot) const {
+    std::int64_t lane = 0;
+    while (cpu::weight_slot(format, lane) != slot) ++lane;
+    return reinterpret_cast<const T*>(data + lane * row_bytes);
+  }
+};
 
+// Columns [begin, k) one element after another, a few columns at a time so that the piece of the
+// block that is written stays in the first-level cache.
 template <class T>
-void interleave(const std::byte* rows, std::int64_t row_bytes, const WeightSpec& spec,
-                std::byte* block) {
-  T* out = reinterpret_cast<T*>(block);
-  for (std::int64_t begin = 0; begin < spec.k; begin += kTileColumns) {
-    const std::int64_t end = std::min(begin + kTileColumns, spec.k);
-    for (std::int64_t lane = 0; lane < kBlockRows; ++lane) {
-      const T* row = reinterpret_cast<const T*>(rows + lane * row_bytes);
-      T* column = out + cpu::weight_slot(spec.format, lane);
-#pragma GCC unroll 8
-      for (std::int64_t k = begin; k < end; ++k) column[k * kBlockRows] = row[k];
+void interleave_from(const Rows& rows, std::int64_t begin, std::int64_t k, T* block) {
+  constexpr std::int64_t kColumns = 64;
+  for (std::int64_t first = begin; first < k; first += kColumns) {
+    const std::int64_t end = std::min(first + kColumns, k);
+    for (std::int64_t slot = 0; slot < kBlockRows; ++slot) {
+      const T* row = rows.at_slot<T>(slot);
+      for (std::int64_t i = first; i < end; ++i) block[i * kBlockRows + slot] = row[i];
     }
   }
 }
 
-void interleave(const std::byte* rows, std::int64_t row_bytes, const WeightSpec& spec,
-                std::byte* block) {
-  switch (spec.format) {
+using Halves = std::uint16_t __attribute__((vector_size(16)));
+
+template <class T>
+Halves load(const T* p) {
+  Halves v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+// Three perfect shuffles of eight vectors of eight exchange rows and columns.
+void transpose(std::array<Halves, 8>& v) {
+  for (int round = 0; round < 3; ++round) {
+    std::array<Halves, 8> next;
+    for (std::size_t i = 0; i < 4; ++i) {
+      next[2 * i] = __builtin_shufflevector(v[i], v[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+      next[2 * i + 1] = __builtin_shufflevector(v[i], v[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+    v = next;
+  }
+}
+
+// Eight columns of sixteen bytes each.
+void store(std::array<Halves, 8>& v, std::byte* column, std::int64_t stride) {
+  transpose(v);
+  for (std::size_t i = 0; i < 8; ++i) {
+    std::memcpy(column + static_cast<std::int64_t>(i) * stride, &v[i], sizeof(v[i]));
+  }
+}
+
+void interleave(const Rows& rows, std::int64_t k, std::uint16_t* block) {
+  constexpr std::int64_t kColumns = 8;
+  const std::int64_t whole = k / kColumns * kColumns;
+  for (std::int64_t slot = 0; slot < kBlockRows; slot += 8) {
+    std::array<const std::uint16_t*, 8> row;
+    for (std::int64_t i = 0; i < 8; ++i) {
+      row[static_cast<std::size_t>(i)] = rows.at_slot<std::uint16_t>(slot + i);
+    }
+    std::array<Halves, 8> v;
+    for (std::int64_t i = 0; i < whole; i += kColumns) {
+      for (std::size_t j = 0; j < 8; ++j) v[j] = load(row[j] + i);
+      store(v, reinterpret_cast<std::byte*>(block + i * kBlockRows + slot), 2 * kBlockRows);
+    }
+  }
+  interleave_from(rows, whole, k, block);
+}
+
+// Two bytes that lie side by side in the block go as one half.
+void interleave(const Rows& rows, std::int64_t k, std::uint8_t* block) {
+  using Bytes = std::uint8_t __attribute__((vector_size(16)));
+  constexpr std::int64_t kColumns = 16;
+  const std::int64_t whole = k / kColumns * kColumns;
+  for (std::int64_t slot = 0; slot < kBlockRows; slot += 16) {
+    std::array<const std::uint8_t*, 16> row;
+    for (std::int64_t i = 0; i < 16; ++i) {
+      row[static_cast<std::size_t>(i)] = rows.at_slot<std::uint8_t>(slot + i);
+    }
+    std::array<Halves, 8> low, high;
+    for (std::int64_t i = 0; i < whole; i += kColumns) {
+      for (std::size_t j = 0; j < 8; ++j) {
+        const auto a = reinterpret_cast<Bytes>(load(row[2 * j] + i));
+        const auto b = reinterpret_cast<Bytes>(load(row[2 * j + 1] + i));
+        low[j] = reinterpret_cast<Halves>(
+            __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
+        high[j] = reinterpret_cast<Halves>(__builtin_shufflevector(
+            a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+      }
+      auto* column = reinterpret_cast<std::byte*>(block + i * kBlockRows + slot);
+      store(low, column, kBlockRows);
+      store(high, column + 8 * kBlockRows, kBlockRows);
+    }
+  }
+  interleave_from(rows, whole, k, block);
+}
+
+void interleave(const Rows& rows, std::int64_t k, std::byte* block) {
+  switch (rows.format) {
     case WeightFormat::f32:
-      return interleave<float>(rows, row_bytes, spec, block);
+      return interleave_from(rows, 0, k, reinterpret_cast<float*>(block));
     case WeightFormat::bf16:
-      return interleave<std::uint16_t>(rows, row_bytes, spec, block);
+      return interleave(rows, k, reinterpret_cast<std::uint16_t*>(block));
     case WeightFormat::fp8:
-      return interleave<std::uint8_t>(rows, row_bytes, spec, block);
+      return interleave(rows, k, reinterpret_cast<std::uint8_t*>(block));
   }
 }
 
@@ -73,7 +155,8 @@ Weight cpu_pack(const HostWeight& host, const WeightSpec& spec, TensorView targe
         }
         if (weight.scales != nullptr) scales[b * kBlockRows + lane] = scale * cpu::kScaleFactor;
       }
-      interleave(rows.data(), row_bytes, spec, target.as<std::byte>() + b * cpu::block_bytes(spec));
+      interleave({rows.data(), row_bytes, spec.format}, spec.k,
+                 target.as<std::byte>() + b * cpu::block_bytes(spec));
       if (host.on_read) host.on_read(read);
     }
   };
