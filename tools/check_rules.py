@@ -52,7 +52,7 @@ ANGLED: dict[str, tuple[str, ...]] = {
     r".*intrin\.h": ("csrc/kernels/cpu/",),
 }
 SHARED_RUNTIME = {"sequence"}
-SCHEDULER_HALF = {"kv_cache", "scheduler"}
+SCHEDULER_HALF = {"kv_cache", "prefix_index", "scheduler"}
 RUNNER_HALF = {"batch", "sampler", "speculative", "graph_cache", "plan", "rank", "model_runner"}
 
 FORBIDDEN_IMPORTS = {"torch", "pickle", "cPickle", "dill", "cloudpickle", "marshal", "jinja2"}

@@ -30,6 +30,10 @@ std::uint64_t mix(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
+Usage usage_of(const Sequence& sequence) {
+  return {sequence.num_prompt_tokens, sequence.num_generated(), sequence.cached_tokens};
+}
+
 std::uint64_t system_seed() {
   std::random_device device;
   return (static_cast<std::uint64_t>(device()) << 32) | device();
@@ -45,7 +49,7 @@ struct Engine::Impl {
         threads(loaded.threads),
         base_seed(loaded.seed ? *loaded.seed : system_seed()),
         limits(loaded.plan.limits),
-        cache(loaded.plan.num_blocks, loaded.plan.kv.block_tokens),
+        cache(loaded.plan.num_blocks, loaded.plan.kv.block_tokens, loaded.prefix_cache),
         scheduler({limits, limits.context_tokens, loaded.plan.prefill_chunk}, cache),
         runner(std::make_unique<ModelRunner>(loaded.plan, std::move(loaded.rank))) {
     snapshot();
@@ -156,7 +160,7 @@ void Engine::Impl::publish(const Output& output, const StepResult& result, const
   StepOutput out;
   out.id = sequence.id;
   out.finish = sequence.finish;
-  out.usage = {sequence.num_prompt_tokens, sequence.num_generated()};
+  out.usage = usage_of(sequence);
   if (output.num_tokens > 0) {
     out.token_ids = &sequence.tokens.back();
     out.num_tokens = 1;
@@ -183,7 +187,7 @@ void Engine::Impl::publish_end(const Sequence& sequence, const Sink& sink) {
   StepOutput out;
   out.id = sequence.id;
   out.finish = sequence.finish;
-  out.usage = {sequence.num_prompt_tokens, sequence.num_generated()};
+  out.usage = usage_of(sequence);
   sink(out);
 }
 
@@ -192,10 +196,12 @@ void Engine::Impl::snapshot() {
   now.steps = steps;
   now.prompt_tokens = prompt_tokens;
   now.generated_tokens = generated_tokens;
+  now.cached_tokens = scheduler.cached_tokens();
   now.preemptions = scheduler.preemptions();
   now.kv_blocks_total = cache.total_blocks();
   now.kv_blocks_free = cache.free_blocks();
   now.kv_blocks_used = cache.used_blocks();
+  now.kv_blocks_cached = cache.cached_blocks();
   now.requests_running = scheduler.num_running();
   now.requests_waiting = scheduler.num_waiting();
   const std::lock_guard lock(inbox_mutex);
@@ -237,6 +243,7 @@ RequestId Engine::submit(Request request) {
   auto sequence = std::make_unique<Sequence>();
   sequence->tokens = std::move(request.token_ids);
   sequence->num_prompt_tokens = static_cast<int>(sequence->tokens.size());
+  sequence->prefix.salt = std::move(request.cache_salt);
   sequence->logits = request.logits;
   sequence->sampling = std::move(request.sampling);
   sequence->stop_ids = sequence->sampling.stop_token_ids;

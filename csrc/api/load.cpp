@@ -117,6 +117,7 @@ LoadedModel load_model(const std::string& directory, const EngineOptions& option
   model.description = backend->describe();
   model.threads = backend->threads();
   model.seed = options.seed;
+  model.prefix_cache = options.prefix_cache;
   model.rank = std::make_unique<Rank>(model.plan, config, checkpoint, std::move(backend),
                                       LoadOptions{options.allow_nonfinite, options.progress});
   return model;

@@ -16,6 +16,7 @@ struct LoadedModel {
   ModelInfo info;
   MemoryPlan memory;
   std::string description;
+  bool prefix_cache = true;
   int threads = 0;
   std::optional<std::uint64_t> seed;
   Plan plan;

@@ -64,12 +64,13 @@ class PyEngine {
       : engine_(load(directory, options)),
         vocab_size_(static_cast<std::size_t>(engine_.info().vocab_size)) {}
 
-  RequestId submit(std::vector<std::int32_t> token_ids, const SamplingParams& sampling,
-                   bool logits) {
+  RequestId submit(std::vector<std::int32_t> token_ids, const SamplingParams& sampling, bool logits,
+                   std::string cache_salt) {
     Request request;
     request.token_ids = std::move(token_ids);
     request.sampling = sampling;
     request.logits = logits;
+    request.cache_salt = std::move(cache_salt);
     return engine_.submit(std::move(request));
   }
 
@@ -136,6 +137,7 @@ void bind_options(py::module_& m) {
       .def_readwrite("memory_bytes", &EngineOptions::memory_bytes)
       .def_readwrite("threads", &EngineOptions::threads)
       .def_readwrite("seed", &EngineOptions::seed)
+      .def_readwrite("prefix_cache", &EngineOptions::prefix_cache)
       .def_readwrite("allow_nonfinite", &EngineOptions::allow_nonfinite)
       .def_readwrite("instruction_set", &EngineOptions::instruction_set)
       .def_readwrite("progress", &EngineOptions::progress);
@@ -169,17 +171,21 @@ void bind_results(py::module_& m) {
       .def_readonly("finish", &CollectedOutput::finish)
       .def_property_readonly("prompt_tokens",
                              [](const CollectedOutput& out) { return out.usage.prompt_tokens; })
+      .def_property_readonly("cached_tokens",
+                             [](const CollectedOutput& out) { return out.usage.cached_tokens; })
       .def_property_readonly("completion_tokens", [](const CollectedOutput& out) {
         return out.usage.completion_tokens;
       });
   py::class_<EngineStats>(m, "EngineStats")
       .def_readonly("steps", &EngineStats::steps)
       .def_readonly("prompt_tokens", &EngineStats::prompt_tokens)
+      .def_readonly("cached_tokens", &EngineStats::cached_tokens)
       .def_readonly("generated_tokens", &EngineStats::generated_tokens)
       .def_readonly("preemptions", &EngineStats::preemptions)
       .def_readonly("kv_blocks_total", &EngineStats::kv_blocks_total)
       .def_readonly("kv_blocks_free", &EngineStats::kv_blocks_free)
       .def_readonly("kv_blocks_used", &EngineStats::kv_blocks_used)
+      .def_readonly("kv_blocks_cached", &EngineStats::kv_blocks_cached)
       .def_readonly("requests_running", &EngineStats::requests_running)
       .def_readonly("requests_waiting", &EngineStats::requests_waiting);
   py::class_<MemoryPlan>(m, "MemoryPlan")
@@ -239,7 +245,7 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<const std::string&, const EngineOptions&>(), py::arg("directory"),
            py::arg("options"))
       .def("submit", &PyEngine::submit, py::arg("token_ids"), py::arg("sampling"),
-           py::arg("logits") = false)
+           py::arg("logits") = false, py::arg("cache_salt") = "")
       .def("step", &PyEngine::step)
       .def(
           "cancel", [](PyEngine& e, RequestId id) { e.engine().cancel(id); }, py::arg("id"))

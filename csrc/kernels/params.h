@@ -26,6 +26,7 @@ struct StepLimits {  // the largest step; every fixed address and every buffer i
   int sequences = 0;    // sequences running at once = slots
   int logits_rows = 0;  // E at most
   int context_tokens = 0;
+  int max_blocks = 0;  // of one sequence
 };
 
 // ---- weights -------------------------------------------------------------------------------

@@ -6,7 +6,10 @@ namespace mmengine {
 namespace {
 
 // A step sends at most one new block for each row, and one more where a sequence starts in a block.
-std::int64_t max_table_updates(const StepLimits& limits) { return limits.rows + limits.sequences; }
+// A sequence may begin with all the blocks of a cached prefix.
+std::int64_t max_table_updates(const StepLimits& limits) {
+  return std::int64_t{limits.sequences} * limits.max_blocks;
+}
 
 }  // namespace
 
@@ -30,7 +33,7 @@ StepInput StepInputSlices::bind(const Arena& arena) const {
           ints(cu_logits), ints(logits_row), ints(table_update)};
 }
 
-StepSlices StepSlices::plan(const StepLimits& limits, int max_blocks, Layout& layout) {
+StepSlices StepSlices::plan(const StepLimits& limits, Layout& layout) {
   const std::int64_t rows = limits.rows, sequences = limits.sequences;
   StepSlices s;
   s.ids = layout.add("step.ids", DType::i32, {rows});
@@ -42,7 +45,7 @@ StepSlices StepSlices::plan(const StepLimits& limits, int max_blocks, Layout& la
   s.logits_row = layout.add("step.logits_row", DType::i32, {limits.logits_rows});
   s.length = layout.add("slots.length", DType::i32, {sequences});
   s.pending = layout.add("slots.pending", DType::i32, {sequences});
-  s.block_table = layout.add("slots.block_table", DType::i32, {sequences, max_blocks});
+  s.block_table = layout.add("slots.block_table", DType::i32, {sequences, limits.max_blocks});
   return s;
 }
 

@@ -14,7 +14,7 @@ struct StepInputSlices {
 };
 
 struct StepSlices {
-  static StepSlices plan(const StepLimits& limits, int max_blocks, Layout& layout);
+  static StepSlices plan(const StepLimits& limits, Layout& layout);
   Step bind_step(const Arena& arena) const;
   Slots bind_slots(const Arena& arena) const;
   Slice ids, positions, sequence, cu_rows, slot, cu_logits, logits_row;

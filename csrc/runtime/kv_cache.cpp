@@ -4,29 +4,79 @@
 
 namespace mmengine {
 
-KvCache::KvCache(int num_blocks, int block_tokens)
-    : total_(num_blocks), block_tokens_(block_tokens) {
+KvCache::KvCache(int num_blocks, int block_tokens, bool share)
+    : users_(static_cast<std::size_t>(num_blocks) + 1),
+      total_(num_blocks),
+      block_tokens_(block_tokens),
+      share_(share),
+      index_(num_blocks, block_tokens) {
   MM_CHECK(num_blocks > 0 && block_tokens > 0, "kv_cache", "expected blocks, got ", num_blocks,
            " of ", block_tokens, " tokens");
   free_.reserve(static_cast<std::size_t>(num_blocks));
   for (std::int32_t block = num_blocks; block >= 1; --block) free_.push_back(block);
 }
 
+void KvCache::attach(Sequence& sequence) {
+  MM_CHECK(sequence.block_table.empty() && sequence.computed == 0, "kv_cache",
+           "expected a sequence without blocks");
+  // Rows that only yield logits must all be computed.
+  if (!share_ || sequence.logits) return;
+  sequence.prefix.links.clear();
+  const int most = (static_cast<int>(sequence.tokens.size()) - 1) / block_tokens_;
+  while (static_cast<int>(sequence.block_table.size()) < most) {
+    const std::int32_t block =
+        index_.find(sequence.prefix, sequence.tokens.data() + sequence.computed);
+    if (block == 0) break;
+    index_.set_busy(block);
+    ++users_[static_cast<std::size_t>(block)];
+    sequence.block_table.push_back(block);
+    sequence.computed += block_tokens_;
+  }
+}
+
+std::int32_t KvCache::take() {
+  std::int32_t block = 0;
+  if (free_.empty()) {
+    block = index_.evict();
+  } else {
+    block = free_.back();
+    free_.pop_back();
+  }
+  users_[static_cast<std::size_t>(block)] = 1;
+  return block;
+}
+
 bool KvCache::reserve(Sequence& sequence, int tokens) {
   const int wanted = (tokens + block_tokens_ - 1) / block_tokens_;
   const int missing = wanted - static_cast<int>(sequence.block_table.size());
-  if (missing > free_blocks()) return false;
-  for (int i = 0; i < missing; ++i) {
-    sequence.block_table.push_back(free_.back());
-    free_.pop_back();
-  }
+  if (missing > available_blocks()) return false;
+  for (int i = 0; i < missing; ++i) sequence.block_table.push_back(take());
   return true;
 }
 
+void KvCache::share(Sequence& sequence) {
+  if (!share_) return;
+  const std::size_t full = static_cast<std::size_t>(sequence.computed / block_tokens_);
+  for (std::size_t i = sequence.prefix.links.size(); i < full; ++i) {
+    index_.insert(sequence.prefix, sequence.tokens.data() + i * block_tokens_,
+                  sequence.block_table[i]);
+  }
+}
+
+// The last block first: of a chain, the end is evicted before what leads to it.
 void KvCache::release(Sequence& sequence) {
-  free_.insert(free_.end(), sequence.block_table.rbegin(), sequence.block_table.rend());
+  for (auto block = sequence.block_table.rbegin(); block != sequence.block_table.rend(); ++block) {
+    if (--users_[static_cast<std::size_t>(*block)] > 0) continue;
+    if (index_.holds(*block)) {
+      index_.set_idle(*block);
+    } else {
+      free_.push_back(*block);
+    }
+  }
   sequence.block_table.clear();
+  sequence.prefix.links.clear();
   sequence.table_sent = 0;
+  sequence.computed = 0;
 }
 
 }  // namespace mmengine

@@ -43,7 +43,7 @@ void plan_steps(Plan& plan, const RopeConfig& rope, const BackendTraits& traits,
   const StepLimits& limits = plan.limits;
   const std::int64_t pairs = plan.shape.head_dim / 2;
   plan.layer = LayerSlices::plan(plan.shape, limits.rows, device);
-  plan.step = StepSlices::plan(limits, plan.max_blocks_per_sequence, device);
+  plan.step = StepSlices::plan(limits, device);
   plan.step_input = StepInputSlices::plan(limits, device);
   plan.sample_output = SampleOutputSlices::plan(limits, device);
   plan.rope_cos = device.add("rope_cos", DType::f32, {limits.context_tokens, pairs});
@@ -101,7 +101,6 @@ Plan make_plan(const ModelConfig& config, const Checkpoint& checkpoint,
          " tokens cannot hold ", context, " tokens");
   }
   context = std::min(context, blocks * block_tokens);
-  plan.max_blocks_per_sequence = static_cast<int>((context + block_tokens - 1) / block_tokens);
 
   const std::int64_t chunk = options.prefill_chunk == 0 ? kDefaultChunk : options.prefill_chunk;
   plan.prefill_chunk = static_cast<int>(
@@ -110,6 +109,7 @@ Plan make_plan(const ModelConfig& config, const Checkpoint& checkpoint,
   plan.limits.sequences = batch;
   plan.limits.logits_rows = batch + kPromptLogitsRows;
   plan.limits.context_tokens = static_cast<int>(context);
+  plan.limits.max_blocks = static_cast<int>((context + block_tokens - 1) / block_tokens);
 
   plan_steps(plan, config.rope, backend, plan.device);
   const auto pool = static_cast<std::int64_t>(plan.kv_layer_bytes) * (plan.num_blocks + 1);

@@ -29,7 +29,7 @@ struct Plan {
   StepLimits limits;  // context_tokens: the longest sequence, prompt and answer
   int prefill_chunk = 0;
   KvSpec kv;
-  int num_blocks = 0, max_blocks_per_sequence = 0;  // without the scrap block
+  int num_blocks = 0;  // without the scrap block
   Layout device, host;
 
   WeightPlan decoder;

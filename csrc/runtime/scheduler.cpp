@@ -59,7 +59,6 @@ void Scheduler::finish(Sequence& sequence, FinishReason reason) {
 void Scheduler::preempt(Sequence& sequence) {
   give_back(sequence);
   sequence.status = Status::waiting;
-  sequence.computed = 0;
   ++sequence.preemptions;
   ++preemptions_;
 }
@@ -117,7 +116,17 @@ Schedule Scheduler::schedule() {
       const int positions =
           std::min(static_cast<int>(sequence.tokens.size()) + 1, options_.max_context);
       const int needed = (positions + cache_.block_tokens() - 1) / cache_.block_tokens();
-      if (free_slots_.empty() || budget.prompt_rows == 0 || cache_.free_blocks() < needed) break;
+      if (free_slots_.empty() || budget.prompt_rows == 0) break;
+      cache_.attach(sequence);
+      const auto attached = static_cast<int>(sequence.block_table.size());
+      if (cache_.available_blocks() < needed - attached) {
+        cache_.release(sequence);
+        break;
+      }
+      if (sequence.preemptions == 0) {
+        sequence.cached_tokens = std::min(sequence.computed, sequence.num_prompt_tokens);
+        cached_tokens_ += sequence.cached_tokens;
+      }
       sequence.status = Status::running;
       sequence.slot = free_slots_.back();
       free_slots_.pop_back();
@@ -137,6 +146,7 @@ std::vector<Output> Scheduler::commit(const Schedule& schedule, const StepResult
     const Span& span = schedule.spans[i];
     Sequence& sequence = *span.sequence;
     sequence.computed += span.rows;
+    cache_.share(sequence);
     Output output;
     output.sequence = &sequence;
     output.first_logits = result.cu_logits[i];

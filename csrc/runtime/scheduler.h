@@ -2,10 +2,11 @@
 // Sequence. Sees block ids, slots and token counts; never a device, never the runner. Engine thread
 // only.
 //
-// First come, first served: each step gives one row to every sequence that generates, and cuts the
-// prompts of the oldest others to `prefill_chunk` tokens together. When blocks run out, the
-// youngest running sequence gives up its KV and waits to be computed again; the pool holds at least
-// one sequence of max_context, so the oldest always advances.
+// A sequence begins after the tokens whose KV the cache has already. First come, first served: each
+// step gives one row to every sequence that generates, and cuts the prompts of the oldest others to
+// `prefill_chunk` tokens together. When blocks run out, the youngest running sequence gives up its
+// KV and waits to be computed again; the pool holds at least one sequence of max_context, so the
+// oldest always advances.
 #pragma once
 
 #include <memory>
@@ -44,6 +45,7 @@ class Scheduler {
   int num_waiting() const;
   int num_running() const;
   std::int64_t preemptions() const { return preemptions_; }
+  std::int64_t cached_tokens() const { return cached_tokens_; }
 
  private:
   struct Budget {
@@ -59,7 +61,7 @@ class Scheduler {
   KvCache& cache_;
   std::vector<std::unique_ptr<Sequence>> sequences_;  // by arrival
   std::vector<int> free_slots_;
-  std::int64_t preemptions_ = 0;
+  std::int64_t preemptions_ = 0, cached_tokens_ = 0;
 };
 
 }  // namespace mmengine

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "kernels/params.h"
@@ -12,6 +13,21 @@
 namespace mmengine {
 
 enum class Status : std::uint8_t { waiting, running, finished };
+
+struct PrefixKey {
+  std::uint64_t high = 0, low = 0;
+  bool operator==(const PrefixKey&) const = default;
+};
+
+// The blocks at the front of one sequence that are in the index, whoever computed them first.
+struct PrefixChain {
+  struct Link {
+    PrefixKey key;
+    std::uint64_t serial = 0;  // of the index's entry
+  };
+  std::string salt;  // sequences share nothing unless their salts are equal
+  std::vector<Link> links;
+};
 
 struct Sequence {
   RequestId id = 0;
@@ -24,6 +40,7 @@ struct Sequence {
   std::vector<std::int32_t> tokens;  // prompt, then generated
   int num_prompt_tokens = 0;
   int computed = 0;
+  int cached_tokens = 0;  // of the prompt, that were not computed for it
 
   // Place
   Status status = Status::waiting;
@@ -31,6 +48,7 @@ struct Sequence {
   int slot = -1;
   bool live = false;  // the slot's pending token is its next one: fed from the device
   std::vector<std::int32_t> block_table;
+  PrefixChain prefix;  // its leading full blocks, known to the prefix index
   int table_sent = 0;  // leading entries of block_table that the runner has seen
   int preemptions = 0;
   int logits_sent = 0;  // leading rows whose logits were delivered, before a preemption, too

@@ -29,6 +29,7 @@ struct EngineOptions {
   std::int64_t memory_bytes = 0;      // what may be used; 0 = what is available now
   int threads = 0;                    // 0 = the processors this process may use
   std::optional<std::uint64_t> seed;  // of requests without a seed; absent = from the system
+  bool prefix_cache = true;           // the KV of a prompt's beginning is computed once
   bool allow_nonfinite = false;       // load weights that hold NaN or infinity
   std::string instruction_set;        // cpu: "" = the best of this machine | "scalar" | "avx2"
   std::function<void(double fraction)> progress;  // while loading; may throw to stop
@@ -48,7 +49,8 @@ struct SamplingParams {
 struct Request {
   std::vector<std::int32_t> token_ids;
   SamplingParams sampling;
-  bool logits = false;  // no generation: the logits of every prompt token reach the sink
+  std::string cache_salt;  // KV is shared only among requests with equal salts
+  bool logits = false;     // no generation: the logits of every prompt token reach the sink
 };
 
 struct TokenLogprob {
@@ -58,6 +60,7 @@ struct TokenLogprob {
 
 struct Usage {
   int prompt_tokens = 0, completion_tokens = 0;
+  int cached_tokens = 0;  // of the prompt, whose KV was there already
 };
 
 // What one step added to one request. Pointers are valid during the sink call only.
@@ -77,7 +80,9 @@ using Sink = std::function<void(const StepOutput&)>;
 
 struct EngineStats {
   std::int64_t steps = 0, prompt_tokens = 0, generated_tokens = 0, preemptions = 0;
-  std::int64_t kv_blocks_total = 0, kv_blocks_free = 0, kv_blocks_used = 0;
+  std::int64_t cached_tokens = 0;  // of prompt_tokens, whose KV was there already
+  // free + used + cached = total; cached: of no running request, kept for prompts to come.
+  std::int64_t kv_blocks_total = 0, kv_blocks_free = 0, kv_blocks_used = 0, kv_blocks_cached = 0;
   int requests_running = 0, requests_waiting = 0;
 };
 

@@ -38,6 +38,7 @@ class EngineOptions:
     memory_bytes: int
     threads: int
     seed: int | None
+    prefix_cache: bool
     allow_nonfinite: bool
     instruction_set: str
     progress: Callable[[float], None] | None
@@ -70,6 +71,8 @@ class StepOutput:
     @property
     def prompt_tokens(self) -> int: ...
     @property
+    def cached_tokens(self) -> int: ...
+    @property
     def completion_tokens(self) -> int: ...
 
 class EngineStats:
@@ -77,6 +80,8 @@ class EngineStats:
     def steps(self) -> int: ...
     @property
     def prompt_tokens(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int: ...
     @property
     def generated_tokens(self) -> int: ...
     @property
@@ -87,6 +92,8 @@ class EngineStats:
     def kv_blocks_free(self) -> int: ...
     @property
     def kv_blocks_used(self) -> int: ...
+    @property
+    def kv_blocks_cached(self) -> int: ...
     @property
     def requests_running(self) -> int: ...
     @property
@@ -161,7 +168,11 @@ class ModelInfo:
 class Engine:
     def __init__(self, directory: str, options: EngineOptions) -> None: ...
     def submit(
-        self, token_ids: Sequence[int], sampling: SamplingParams, logits: bool = False
+        self,
+        token_ids: Sequence[int],
+        sampling: SamplingParams,
+        logits: bool = False,
+        cache_salt: str = "",
     ) -> int: ...
     def step(self) -> tuple[bool, list[StepOutput]]:
         """One step; false = nothing left to do. One thread at a time."""

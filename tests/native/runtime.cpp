@@ -32,20 +32,22 @@ py::dict describe(const Sequence& s) {
   out["live"] = s.live;
   out["block_table"] = s.block_table;
   out["preemptions"] = s.preemptions;
+  out["cached_tokens"] = s.cached_tokens;
   return out;
 }
 
 class Harness {
  public:
   Harness(int num_blocks, int block_tokens, int slots, int max_context, int prefill_chunk,
-          int logits_rows)
-      : limits_{prefill_chunk + slots, slots, slots + logits_rows, max_context},
-        cache_(num_blocks, block_tokens),
+          int logits_rows, bool share)
+      : limits_{prefill_chunk + slots, slots, slots + logits_rows, max_context,
+                (max_context + block_tokens - 1) / block_tokens},
+        cache_(num_blocks, block_tokens, share),
         scheduler_({limits_, max_context, prefill_chunk}, cache_),
         arena_(allocate()) {}
 
   void submit(RequestId id, std::vector<std::int32_t> tokens, int max_tokens, int min_tokens,
-              std::vector<std::int32_t> stop_ids, bool logits) {
+              std::vector<std::int32_t> stop_ids, bool logits, std::string salt) {
     auto sequence = std::make_unique<Sequence>();
     sequence->id = id;
     sequence->num_prompt_tokens = static_cast<int>(tokens.size());
@@ -54,6 +56,7 @@ class Harness {
     sequence->sampling.min_tokens = min_tokens;
     sequence->stop_ids = std::move(stop_ids);
     sequence->logits = logits;
+    sequence->prefix.salt = std::move(salt);
     sequences_.push_back(sequence.get());
     scheduler_.submit(std::move(sequence));
   }
@@ -113,7 +116,8 @@ class Harness {
   bool idle() const { return scheduler_.idle(); }
   std::int64_t preemptions() const { return scheduler_.preemptions(); }
   py::tuple blocks() const {
-    return py::make_tuple(cache_.free_blocks(), cache_.used_blocks(), cache_.total_blocks());
+    return py::make_tuple(cache_.free_blocks(), cache_.used_blocks(), cache_.cached_blocks(),
+                          cache_.total_blocks());
   }
 
  private:
@@ -139,12 +143,13 @@ class Harness {
 PYBIND11_MODULE(MM_MODULE, m) {
   register_errors(m);
   py::class_<Harness>(m, "Harness")
-      .def(py::init<int, int, int, int, int, int>(), py::kw_only(), py::arg("num_blocks"),
+      .def(py::init<int, int, int, int, int, int, bool>(), py::kw_only(), py::arg("num_blocks"),
            py::arg("block_tokens"), py::arg("slots"), py::arg("max_context"),
-           py::arg("prefill_chunk"), py::arg("logits_rows") = 4)
+           py::arg("prefill_chunk"), py::arg("logits_rows") = 4, py::arg("share") = true)
       .def("submit", &Harness::submit, py::arg("id"), py::arg("tokens"), py::kw_only(),
            py::arg("max_tokens") = -1, py::arg("min_tokens") = 0,
-           py::arg("stop_ids") = std::vector<std::int32_t>{}, py::arg("logits") = false)
+           py::arg("stop_ids") = std::vector<std::int32_t>{}, py::arg("logits") = false,
+           py::arg("salt") = "")
       .def("end", &Harness::end)
       .def("schedule", &Harness::schedule)
       .def("commit", &Harness::commit)

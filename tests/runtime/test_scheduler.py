@@ -1,7 +1,8 @@
 """Scheduler, KvCache, Batch and Sampler against a fake device under random workloads.
 
-The device's hidden state is the list of tokens it reads through the block table, so a wrong block,
-position, slot or order shows as a text that differs from the text of the same prompt alone.
+The device's hidden state is the list of tokens it reads through the block table, and each entry
+knows all tokens before it, so a wrong block, position, slot, order or shared prefix shows as a
+text that differs from the text of the same prompt alone.
 """
 
 import hashlib
@@ -59,9 +60,10 @@ class Device:
             for row in range(begin, end):
                 token = int(batch["row_id"][row])
                 token = self.pending[slot] if token < 0 else token
+                before, chain = self.read(slot, position)
                 block = self.table[slot][position // self.block_tokens]
-                self.kv[block][position % self.block_tokens] = (slot, token)
-                seen_rows[row] = self.read(slot, position)
+                self.kv[block][position % self.block_tokens] = (chain, token)
+                seen_rows[row] = [*before, token]
                 position += 1
             self.length[slot] = position
         for e, row in enumerate(batch["logits_row"].tolist()):
@@ -72,13 +74,15 @@ class Device:
                 self.pending[slot] = sampled[last - 1]
         return sampled
 
-    def read(self, slot, position):
-        tokens = []
-        for p in range(position + 1):
-            owner, token = self.kv[self.table[slot][p // self.block_tokens]][p % self.block_tokens]
-            assert owner == slot, f"slot {slot} reads what slot {owner} wrote"
+    def read(self, slot, end):
+        """The tokens of positions [0, end), and a hash of them."""
+        tokens, chain = [], 0
+        for p in range(end):
+            before, token = self.kv[self.table[slot][p // self.block_tokens]][p % self.block_tokens]
+            assert before == chain, f"slot {slot} reads the KV of another prefix at {p}"
             tokens.append(token)
-        return tokens
+            chain = hash((chain, token))
+        return tokens, chain
 
 
 def run_workload(seed):
@@ -94,9 +98,12 @@ def run_workload(seed):
         slots=slots,
         max_context=max_context,
         prefill_chunk=rng.choice([1, 2, 7, 100]),
+        share=rng.random() < 0.8,
     )
+    stems = [[rng.randrange(VOCAB) for _ in range(max_context)] for _ in range(2)]
     device = Device(num_blocks, block_tokens, slots)
     requests, finished, answers, logits_rows, cancelled = {}, {}, {}, {}, set()
+    hits = {}
     waiting = list(range(rng.randint(1, 10)))
     guard = 0
     while waiting or not harness.idle():
@@ -106,9 +113,8 @@ def run_workload(seed):
             request = waiting.pop()
             wants_logits = rng.random() < 0.15
             longest = max_context if wants_logits else max_context - 1
-            prompt = [
-                rng.randrange(VOCAB) for _ in range(rng.choice([longest, rng.randint(1, longest)]))
-            ]
+            length = rng.choice([longest, rng.randint(1, longest)])
+            prompt = prompt_of(rng, length, [*stems, *(a for a in answers.values() if a)])
             room = max(max_context - len(prompt), 1)
             limit = rng.choice([-1, rng.randint(1, room)])
             least = rng.randint(0, room if limit < 0 else limit)
@@ -137,6 +143,7 @@ def run_workload(seed):
             check_blocks(harness)
         for state in harness.sequences():
             answers[state["id"]] = state["tokens"]
+            hits[state["id"]] = state["cached_tokens"]
         harness.reap()
     assert harness.blocks()[1] == 0, "blocks leaked"
     for request, (prompt, limit, least, stops, wants_logits) in requests.items():
@@ -148,22 +155,33 @@ def run_workload(seed):
         assert (answers[request], finished[request]) == solo(
             prompt, limit, least, stops, max_context
         )
-    return harness.preemptions()
+    return harness.preemptions(), sum(hits.values())
+
+
+def prompt_of(rng, length, known):
+    """Random tokens, often after the beginning of something known."""
+    stem = rng.choice(known)[: rng.randint(0, length)] if rng.random() < 0.7 else []
+    return [*stem, *(rng.randrange(VOCAB) for _ in range(length - len(stem)))]
 
 
 def check_blocks(harness):
-    free, used, total = harness.blocks()
-    held = [block for state in harness.sequences() for block in state["block_table"]]
-    assert free + used == total
-    assert len(held) == len(set(held)) == used, "a block belongs to two sequences, or to none"
+    free, used, cached, total = harness.blocks()
+    tables = [state["block_table"] for state in harness.sequences()]
+    held = {block for table in tables for block in table}
+    assert free + used + cached == total
+    assert len(held) == used, "a block belongs to no sequence, or is lost"
+    for table in tables:
+        assert len(table) == len(set(table)), "a block stands twice in one table"
     slots = [state["slot"] for state in harness.sequences() if state["slot"] >= 0]
     assert len(slots) == len(set(slots)), "a slot belongs to two sequences"
 
 
 @pytest.mark.parametrize("block", range(20))
 def test_texts_equal_solo_texts(block):
-    preemptions = sum(run_workload(1000 * block + i) for i in range(50))
+    runs = [run_workload(1000 * block + i) for i in range(50)]
+    preemptions, hits = (sum(column) for column in zip(*runs, strict=True))
     assert preemptions > 0, "the workloads no longer reach preemption"
+    assert hits > 0, "the workloads no longer reach the prefix cache"
 
 
 def test_first_come_first_served():
@@ -201,3 +219,65 @@ def test_pool_smaller_than_a_sequence_is_refused():
 
     with pytest.raises(EngineDeadError, match="cannot hold"):
         Harness(num_blocks=3, block_tokens=4, slots=1, max_context=16, prefill_chunk=4)
+
+
+def run_one(harness, device, request, prompt, **options):
+    """(text, rows computed, prompt tokens that were cached) of a request that runs alone."""
+    harness.submit(request, prompt, **options)
+    rows = 0
+    while (batch := harness.schedule()) is not None:
+        rows += len(batch["row_id"])
+        harness.commit(device.step(batch))
+        state = harness.sequences()[-1]
+        harness.reap()
+    return state["tokens"], rows, state["cached_tokens"]
+
+
+def test_a_prefix_is_computed_once():
+    harness = Harness(num_blocks=32, block_tokens=4, slots=2, max_context=64, prefill_chunk=64)
+    device = Device(32, 4, 2)
+    prompt = list(range(18))
+    text, rows, cached = run_one(harness, device, 0, prompt, max_tokens=5)
+    assert (rows, cached) == (22, 0)
+    # The answer's blocks serve the next turn, too: 22 tokens have KV, five blocks are full.
+    again, rows, cached = run_one(harness, device, 1, [*text, 7, 8], max_tokens=1)
+    assert (rows, cached) == (25 - 20, 20)
+    assert again == solo([*text, 7, 8], 1, 0, [], 64)[0]
+    # All but the last token may come from the cache, never that one: its row gives the answer.
+    _, rows, cached = run_one(harness, device, 2, prompt[:16], max_tokens=1)
+    assert (rows, cached) == (4, 12)
+    _, rows, cached = run_one(harness, device, 3, prompt[:16], logits=True)
+    assert (rows, cached) == (16, 0)
+
+
+def test_salts_share_nothing():
+    harness = Harness(num_blocks=32, block_tokens=4, slots=2, max_context=64, prefill_chunk=64)
+    device = Device(32, 4, 2)
+    prompt = list(range(17))
+    hits = [
+        run_one(harness, device, i, prompt, max_tokens=1, salt=salt)[2]
+        for i, salt in enumerate(["", "a", "b", "a", "", "ab"])
+    ]
+    assert hits == [0, 0, 0, 16, 16, 0]
+
+
+def test_the_longest_unused_goes_first():
+    harness = Harness(num_blocks=8, block_tokens=4, slots=1, max_context=32, prefill_chunk=64)
+    device = Device(8, 4, 1)
+    first, second, third = ([start] * 12 + [49] for start in (1, 2, 3))
+    for request, prompt in enumerate([first, second, first]):  # 3 + 3 blocks stay
+        run_one(harness, device, request, prompt, max_tokens=1)
+    assert harness.blocks() == (2, 0, 6, 8)
+    run_one(harness, device, 3, third, max_tokens=1)  # needs 4: the end of the second goes
+    assert run_one(harness, device, 4, first, max_tokens=1)[2] == 12
+    assert run_one(harness, device, 5, second, max_tokens=1)[2] < 12
+
+
+def test_without_sharing_nothing_stays():
+    harness = Harness(
+        num_blocks=8, block_tokens=4, slots=1, max_context=32, prefill_chunk=64, share=False
+    )
+    device = Device(8, 4, 1)
+    for request in range(2):
+        assert run_one(harness, device, request, [5] * 13, max_tokens=1)[1:] == (13, 0)
+        assert harness.blocks() == (8, 0, 0, 8)
