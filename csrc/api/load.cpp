@@ -94,7 +94,7 @@ LoadedModel load_model(const std::string& directory, const EngineOptions& option
   }
   std::vector<std::string> warnings;
   const ModelConfig config = read_config(directory, warnings);
-  const Checkpoint checkpoint = Checkpoint::open(directory, config.num_layers);
+  const Checkpoint checkpoint = Checkpoint::open(directory, config);
   std::unique_ptr<Backend> backend = make_backend(backend_options);
 
   PlanOptions plan_options;
@@ -126,7 +126,7 @@ LoadedModel load_model(const std::string& directory, const EngineOptions& option
 ModelInfo inspect(const std::string& directory) {
   std::vector<std::string> warnings;
   const ModelConfig config = read_config(directory, warnings);
-  const Checkpoint checkpoint = Checkpoint::open(directory, config.num_layers);
+  const Checkpoint checkpoint = Checkpoint::open(directory, config);
   ModelInfo info = describe(config, checkpoint, std::move(warnings));
   for (const std::string& name : checkpoint.names()) {
     const HostTensor tensor = checkpoint.tensor(name);

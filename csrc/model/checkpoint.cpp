@@ -12,11 +12,10 @@
 #include "model/safetensors.h"
 #include "model/shards.h"
 #include "model/tensor_names.h"
+#include "model/tensor_rules.h"
 
 namespace mmengine {
 namespace {
-
-constexpr std::string_view kScaleSuffix = ".weight_scale";
 
 struct Entry {
   std::string file;  // as shown in messages
@@ -28,6 +27,10 @@ std::string join(const std::vector<std::string>& items) {
   std::string out;
   for (const std::string& item : items) out += (out.empty() ? "" : ", ") + item;
   return out;
+}
+
+bool is_scale(std::string_view name) {
+  return name.ends_with(kWeightScale) || name.ends_with(kInputScale);
 }
 
 HostTensor view(const Entry& entry) {
@@ -56,18 +59,24 @@ HostTensor view(const Entry& entry) {
 struct Checkpoint::Impl {
   std::string directory;
   CheckpointLayout layout = CheckpointLayout::hugging_face;
-  std::int64_t num_layers = 0;
+  ModelConfig config;
+  CheckpointKind kind = CheckpointKind::model;
   std::vector<MappedFile> files;
   std::unordered_map<std::string, Entry> entries;  // by our name
   std::vector<std::string> warnings;
   std::vector<std::string> unknown;
+  std::int64_t kv_scales = 0;
   std::uint64_t bytes = 0;
 
   void add_file(const Directory& from, const std::string& name, Shards& shards);
   void add_tensor(const std::string& file, const TensorInfo& info, const std::byte* data);
   void check_assigned(const Shards& shards, const Directory& from) const;
-  void check_complete() const;
-  void warn_unknown();
+  void add_unnamed(const TensorInfo& info);
+  std::vector<std::string> missing_scales() const;
+  std::vector<std::string> missing_vision();
+  void check_complete();
+  void check_scales() const;
+  void warn_unused();
 };
 
 void Checkpoint::Impl::add_file(const Directory& from, const std::string& name, Shards& shards) {
@@ -77,7 +86,7 @@ void Checkpoint::Impl::add_file(const Directory& from, const std::string& name, 
     if (shards.indexed) {
       const auto assigned = shards.assigned.find(info.name);
       if (assigned == shards.assigned.end()) {
-        if (!is_harmless(info.name)) unknown.push_back(info.name);
+        add_unnamed(info);
         continue;
       }
       if (assigned->second != name) continue;  // the index prefers another file's
@@ -91,11 +100,8 @@ void Checkpoint::Impl::add_file(const Directory& from, const std::string& name, 
 
 void Checkpoint::Impl::add_tensor(const std::string& file, const TensorInfo& info,
                                   const std::byte* data) {
-  const std::string name = our_name(layout, info.name, num_layers);
-  if (name.empty()) {
-    if (!is_harmless(info.name)) unknown.push_back(info.name);
-    return;
-  }
+  const std::string name = our_name(layout, info.name, config);
+  if (name.empty()) return add_unnamed(info);
   const auto [position, added] = entries.emplace(name, Entry{file, info, data});
   if (!added) {
     const Entry& first = position->second;
@@ -121,15 +127,62 @@ void Checkpoint::Impl::check_assigned(const Shards& shards, const Directory& fro
       {.reason = "missing_tensor", .file = where, .tensor = shards.assigned.begin()->first});
 }
 
-void Checkpoint::Impl::check_complete() const {
+void Checkpoint::Impl::add_unnamed(const TensorInfo& info) {
+  switch (purpose_of_unnamed(info.name)) {
+    case Unnamed::unused:
+      return;
+    case Unnamed::kv_scale:
+      ++kv_scales;
+      return;
+    case Unnamed::unknown:
+      unknown.push_back(info.name);
+  }
+}
+
+// Under the names that the weights beside them have in their files.
+std::vector<std::string> Checkpoint::Impl::missing_scales() const {
   std::vector<std::string> missing;
-  for (const std::string& name : required_names(num_layers)) {
+  for (const auto& [name, entry] : entries) {
+    if (entry.info.dtype != DType::e4m3 || is_scale(name)) continue;
+    const bool linear = name.starts_with("layers.") || name == kDraftLinear;
+    for (std::string_view suffix : {kWeightScale, kInputScale}) {
+      const bool needed =
+          suffix == kWeightScale || (linear && config.activations == ActivationScheme::fixed);
+      if (!needed || entries.contains(str(name, suffix))) continue;
+      const std::string weight = source_name(layout, name);
+      const std::string scale = source_name(layout, str(name, suffix));
+      const std::size_t stem = weight.size() - std::string_view(".weight").size();
+      const std::string& own = entry.info.name;
+      missing.push_back(own.substr(0, own.rfind('.')) + scale.substr(stem));
+    }
+  }
+  return missing;
+}
+
+std::vector<std::string> Checkpoint::Impl::missing_vision() {
+  std::vector<std::string> missing;
+  if (!config.vision) return missing;
+  const std::vector<std::string> names = vision_names(*config.vision);
+  for (const std::string& name : names) {
     if (!entries.contains(name)) missing.push_back(source_name(layout, name));
   }
-  for (const auto& [name, entry] : entries) {
-    const std::string scale = str(name, kScaleSuffix);
-    const bool needs_scale = entry.info.dtype == DType::e4m3 && !name.ends_with(kScaleSuffix);
-    if (needs_scale && !entries.contains(scale)) missing.push_back(source_name(layout, scale));
+  if (missing.size() < names.size()) return missing;
+  warnings.push_back(str(directory, ": the config has a vision tower, the files have none"));
+  return {};
+}
+
+void Checkpoint::Impl::check_complete() {
+  if (entries.contains(kDraftLinear) && !entries.contains("embed_tokens")) {
+    kind = CheckpointKind::draft_head;
+  }
+  std::vector<std::string> missing = missing_scales();
+  for (const std::string& name : missing_vision()) missing.push_back(name);
+  const bool draft = kind == CheckpointKind::draft_head;
+  for (const std::string& name : required_names(config.num_layers, draft)) {
+    if (!entries.contains(name)) missing.push_back(source_name(layout, name));
+  }
+  if (!draft && !config.tied_embeddings && !entries.contains("lm_head")) {
+    missing.push_back(source_name(layout, "lm_head"));
   }
   if (missing.empty()) return;
   std::sort(missing.begin(), missing.end());
@@ -139,7 +192,25 @@ void Checkpoint::Impl::check_complete() const {
               {.reason = "missing_tensor", .file = directory, .tensor = missing.front()});
 }
 
-void Checkpoint::Impl::warn_unknown() {
+void Checkpoint::Impl::check_scales() const {
+  for (const auto& [name, entry] : entries) {
+    check_dtype(entry.file, entry.info, is_scale(name));
+    const TensorInfo& weight = entry.info;
+    for (std::string_view suffix : {kWeightScale, kInputScale}) {
+      const auto scale = entries.find(str(name, suffix));
+      if (scale == entries.end()) continue;
+      const std::uint64_t rows = suffix == kWeightScale && weight.rank > 0 ? weight.dims[0] : 1;
+      check_scaled(scale->second.file, scale->second.info, weight);
+      check_scale_shape(scale->second.file, scale->second.info, rows);
+    }
+  }
+}
+
+void Checkpoint::Impl::warn_unused() {
+  if (kv_scales > 0) {
+    warnings.push_back(str(directory, ": ", kv_scales,
+                           " scales of a KV cache in FP8 are not used, the cache is kept wider"));
+  }
   if (unknown.empty()) return;
   std::sort(unknown.begin(), unknown.end());
   warnings.push_back(str(directory, ": ", unknown.size(),
@@ -153,20 +224,23 @@ Checkpoint::Checkpoint(Checkpoint&&) noexcept = default;
 Checkpoint& Checkpoint::operator=(Checkpoint&&) noexcept = default;
 Checkpoint::~Checkpoint() = default;
 
-Checkpoint Checkpoint::open(const std::string& path, std::int64_t num_layers) {
+Checkpoint Checkpoint::open(const std::string& path, const ModelConfig& config) {
   const Directory directory(path);
   auto impl = std::make_unique<Impl>();
   impl->directory = directory.display();
   impl->layout = find_layout(directory);
-  impl->num_layers = num_layers;
+  impl->config = config;
   Shards shards = find_shards(directory, impl->layout);
   if (impl->layout == CheckpointLayout::mistral) check_manifest(directory, shards.files);
   for (const std::string& file : shards.files) impl->add_file(directory, file, shards);
   impl->check_assigned(shards, directory);
   impl->check_complete();
-  impl->warn_unknown();
+  impl->check_scales();
+  impl->warn_unused();
   return Checkpoint(std::move(impl));
 }
+
+CheckpointKind Checkpoint::kind() const { return impl_->kind; }
 
 bool Checkpoint::has(const std::string& name) const { return impl_->entries.contains(name); }
 

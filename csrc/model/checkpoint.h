@@ -1,9 +1,7 @@
 // Checkpoint: the tensors of one directory under OUR names, whatever layout it has (HF, Mistral, or
 // an engine directory made by `mm-run convert`, which is the Mistral layout with a manifest). Owns
-// the mapped files; HostTensors borrow from it. Read-only after open; any thread.
-//
-// Names: "embed_tokens", "lm_head", "norm", "layers.N.{input_norm,post_norm}",
-// "layers.N.{q,k,v,o,gate,up,down}_proj"; a scale is NAME + ".weight_scale".
+// the mapped files; HostTensors borrow from it. Read-only after open; any thread. The names are
+// listed in model/tensor_names.h.
 #pragma once
 
 #include <cstdint>
@@ -12,18 +10,26 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "model/config.h"
 
 namespace mmengine {
 
+// An EAGLE draft head (model-spec 6.1) has decoder layers and a first linear of its own, and takes
+// the embeddings and the head of the model that it drafts for.
+enum class CheckpointKind { model, draft_head };
+
 class Checkpoint {
  public:
-  // Opens every file, checks every header and that every tensor of `num_layers` layers is there
-  // with the scale that an e4m3 weight needs; missing ones are all listed in one error. "lm_head"
-  // may be absent: a tied head. Reads no weight.
-  static Checkpoint open(const std::string& directory, std::int64_t num_layers);
+  // Opens every file, checks every header and that every tensor that `config` calls for is there,
+  // with the scales that an e4m3 weight needs: its own and, under ActivationScheme::fixed, one of
+  // its input. Missing ones are all listed in one error. "lm_head" may be absent where the config
+  // ties it. Of a vision tower either every tensor is there or none, with a warning. Dtypes and
+  // shapes of scales are checked, too. Reads no weight and no scale.
+  static Checkpoint open(const std::string& directory, const ModelConfig& config);
   Checkpoint(Checkpoint&&) noexcept;
   Checkpoint& operator=(Checkpoint&&) noexcept;
   ~Checkpoint();
+  CheckpointKind kind() const;
   bool has(const std::string& name) const;
   // Its data may be unaligned. Error{model_format} names file and tensor.
   HostTensor tensor(const std::string& name) const;

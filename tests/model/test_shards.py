@@ -11,6 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mmengine import errors
+from mmengine._testing_model import Checkpoint
+from support.family_checkpoints import family_tensors, write_family
 from support.small_checkpoints import (
     check_tensors,
     open_checkpoint,
@@ -192,3 +194,27 @@ def test_manifest_of_another_version(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
     with pytest.raises(errors.UnsupportedModelError, match=r"manifest\.json: format"):
         open_checkpoint(tmp_path)
+
+
+def test_activation_scales_in_the_last_shard(tmp_path: Path) -> None:
+    """As in native releases of Mistral's: the index leads from a weight to another file's scale."""
+    tensors = family_tensors("mistral")
+    scales = {name: tensors.pop(name) for name in list(tensors) if name.endswith("qscale_act")}
+    parts = [dict(list(tensors.items())[::2]), dict(list(tensors.items())[1::2]), scales]
+    weight_map = {}
+    write_family(tmp_path, "mistral")
+    (tmp_path / "consolidated.safetensors").unlink()
+    for i, part in enumerate(parts):
+        file = f"consolidated-{i + 1:05}-of-00003.safetensors"
+        save_file(part, tmp_path / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = tmp_path / "consolidated.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    checkpoint = Checkpoint(str(tmp_path), 2, fixed=True, tied=False, vision_layers=3)
+    assert checkpoint.warnings() == []
+    scale = checkpoint.source("layers.1.o_proj.input_scale")
+    name = "layers.1.attention.wo.qscale_act"
+    assert scale == f"{tmp_path}/consolidated-00003-of-00003.safetensors: {name}"
+    (tmp_path / "consolidated-00003-of-00003.safetensors").unlink()
+    with pytest.raises(errors.ModelNotFoundError, match="consolidated-00003-of-00003"):
+        Checkpoint(str(tmp_path), 2, fixed=True, tied=False, vision_layers=3)

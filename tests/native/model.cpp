@@ -116,6 +116,21 @@ py::tuple rope(const std::string& directory, std::int64_t head_dim,
   return py::make_tuple(py::array_t<float>(pairs, inverse.data()), cos, sin);
 }
 
+// As a model of so many layers with, if asked for, static activation scales, a head of its own and
+// a vision tower of so many layers.
+Checkpoint open_checkpoint(const std::string& directory, std::int64_t num_layers, bool fixed,
+                           bool tied, std::int64_t vision_layers) {
+  ModelConfig config;
+  config.num_layers = num_layers;
+  config.tied_embeddings = tied;
+  if (fixed) config.activations = ActivationScheme::fixed;
+  if (vision_layers > 0) {
+    config.vision.emplace();
+    config.vision->num_layers = vision_layers;
+  }
+  return Checkpoint::open(directory, config);
+}
+
 // (dtype name, the bytes as uint8 [..., dtype size])
 py::tuple tensor(const Checkpoint& checkpoint, const std::string& name) {
   const HostTensor found = checkpoint.tensor(name);
@@ -153,7 +168,11 @@ PYBIND11_MODULE(MM_MODULE, module) {
       },
       py::arg("directory"), py::arg("name"), py::arg("max_bytes"));
   py::class_<Checkpoint>(module, "Checkpoint")
-      .def(py::init(&Checkpoint::open), py::arg("directory"), py::arg("num_layers"))
+      .def(py::init(&mmengine::open_checkpoint), py::arg("directory"), py::arg("num_layers"),
+           py::arg("fixed") = false, py::arg("tied") = true, py::arg("vision_layers") = 0)
+      .def("names", &Checkpoint::names)
+      .def("draft_head",
+           [](const Checkpoint& c) { return c.kind() == mmengine::CheckpointKind::draft_head; })
       .def("has", &Checkpoint::has, py::arg("name"))
       .def("tensor", &mmengine::tensor, py::arg("name"))
       .def(
