@@ -6,7 +6,6 @@
 
 #include "base/check.h"
 #include "base/memory.h"
-#include "mmengine/engine.h"
 
 namespace mmengine {
 namespace {
@@ -48,40 +47,6 @@ WeightFormat main_format(const WeightPlan& plan) {
   return found->spec.format;
 }
 
-ModelInfo describe(const ModelConfig& config, const Checkpoint& checkpoint,
-                   std::vector<std::string> warnings) {
-  ModelInfo info;
-  info.architecture = config.architecture;
-  info.layout = checkpoint.layout();
-  info.hidden_size = config.hidden_size;
-  info.intermediate_size = config.intermediate_size;
-  info.vocab_size = config.vocab_size;
-  info.num_layers = config.num_layers;
-  info.num_heads = config.num_heads;
-  info.num_kv_heads = config.num_kv_heads;
-  info.head_dim = config.head_dim;
-  info.max_context = config.max_context;
-  info.rope_theta = config.rope.theta;
-  info.rope_factor = config.rope.factor;
-  info.rope_original_context = config.rope.original_context;
-  info.rope_attention_factor = config.rope.attention_factor;
-  info.norm_eps = config.norm_eps;
-  info.tied_embeddings = !checkpoint.has("lm_head");
-  for (const std::int32_t id : config.eos_ids) {
-    if (id >= 0 && id < config.vocab_size) {
-      info.eos_ids.push_back(id);
-    } else {
-      warnings.push_back(str("the config's ending token ", id, " is outside the vocabulary of ",
-                             config.vocab_size, " and is ignored"));
-    }
-  }
-  info.weight_dtype = dtype_name(checkpoint.tensor("layers.0.q_proj").dtype);
-  info.weights_bytes = static_cast<std::int64_t>(checkpoint.bytes());
-  info.warnings = std::move(warnings);
-  for (const std::string& warning : checkpoint.warnings()) info.warnings.push_back(warning);
-  return info;
-}
-
 }  // namespace
 
 LoadedModel load_model(const std::string& directory, const EngineOptions& options) {
@@ -95,6 +60,13 @@ LoadedModel load_model(const std::string& directory, const EngineOptions& option
   std::vector<std::string> warnings;
   const ModelConfig config = read_config(directory, warnings);
   const Checkpoint checkpoint = Checkpoint::open(directory, config);
+  if (checkpoint.kind() == CheckpointKind::draft_head) {
+    const std::string file = checkpoint.source("norm").file;
+    throw Error(ErrorCode::unsupported_model, file,
+                "is an EAGLE draft head, not a model; pass its directory as the draft of the model "
+                "that it was trained for",
+                {.reason = "draft_head", .file = file});
+  }
   std::unique_ptr<Backend> backend = make_backend(backend_options);
 
   PlanOptions plan_options;
@@ -121,21 +93,6 @@ LoadedModel load_model(const std::string& directory, const EngineOptions& option
   model.rank = std::make_unique<Rank>(model.plan, config, checkpoint, std::move(backend),
                                       LoadOptions{options.allow_nonfinite, options.progress});
   return model;
-}
-
-ModelInfo inspect(const std::string& directory) {
-  std::vector<std::string> warnings;
-  const ModelConfig config = read_config(directory, warnings);
-  const Checkpoint checkpoint = Checkpoint::open(directory, config);
-  ModelInfo info = describe(config, checkpoint, std::move(warnings));
-  for (const std::string& name : checkpoint.names()) {
-    const HostTensor tensor = checkpoint.tensor(name);
-    const auto rank = static_cast<std::size_t>(tensor.shape.rank);
-    info.tensors.push_back({name,
-                            dtype_name(tensor.dtype),
-                            {tensor.shape.dims.begin(), tensor.shape.dims.begin() + rank}});
-  }
-  return info;
 }
 
 }  // namespace mmengine

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "mmengine/types.h"
 #include "runtime/plan.h"
@@ -23,6 +24,12 @@ struct LoadedModel {
   std::unique_ptr<Rank> rank;
 };
 
+// Of an opened checkpoint, without the list of its tensors. Reads no weight, only the activation
+// scales of the linears that share an input: where they differ, a warning says so.
+ModelInfo describe(const ModelConfig& config, const Checkpoint& checkpoint,
+                   std::vector<std::string> warnings);
+
+// Error{unsupported_model, "draft_head"} for the directory of a draft head.
 LoadedModel load_model(const std::string& directory, const EngineOptions& options);
 
 // Error{request} naming the field, the value and the range.

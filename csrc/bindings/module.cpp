@@ -8,6 +8,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -207,6 +208,7 @@ void bind_results(py::module_& m) {
       .def_readonly("max_context", &MemoryPlan::max_context)
       .def_readonly("kv_dtype", &MemoryPlan::kv_dtype);
   py::class_<ModelInfo>(m, "ModelInfo")
+      .def_readonly("kind", &ModelInfo::kind)
       .def_readonly("architecture", &ModelInfo::architecture)
       .def_readonly("layout", &ModelInfo::layout)
       .def_readonly("hidden_size", &ModelInfo::hidden_size)
@@ -221,12 +223,31 @@ void bind_results(py::module_& m) {
       .def_readonly("rope_factor", &ModelInfo::rope_factor)
       .def_readonly("rope_original_context", &ModelInfo::rope_original_context)
       .def_readonly("rope_attention_factor", &ModelInfo::rope_attention_factor)
+      .def_readonly("rope_scaling_beta", &ModelInfo::rope_scaling_beta)
+      .def_readonly("rope_scaling_context", &ModelInfo::rope_scaling_context)
       .def_readonly("norm_eps", &ModelInfo::norm_eps)
       .def_readonly("tied_embeddings", &ModelInfo::tied_embeddings)
       .def_readonly("eos_ids", &ModelInfo::eos_ids)
       .def_readonly("weight_dtype", &ModelInfo::weight_dtype)
+      .def_readonly("quantization", &ModelInfo::quantization)
       .def_readonly("weights_bytes", &ModelInfo::weights_bytes)
       .def_readonly("warnings", &ModelInfo::warnings)
+      .def_property_readonly("vision",
+                             [](const ModelInfo& info) -> std::optional<py::dict> {
+                               if (!info.vision) return std::nullopt;
+                               py::dict vision;
+                               vision["hidden_size"] = info.vision->hidden_size;
+                               vision["intermediate_size"] = info.vision->intermediate_size;
+                               vision["num_layers"] = info.vision->num_layers;
+                               vision["num_heads"] = info.vision->num_heads;
+                               vision["patch_size"] = info.vision->patch_size;
+                               vision["image_size"] = info.vision->image_size;
+                               vision["spatial_merge_size"] = info.vision->spatial_merge_size;
+                               vision["tensors"] = info.vision->tensors;
+                               vision["parameters"] = info.vision->parameters;
+                               vision["bytes"] = info.vision->bytes;
+                               return vision;
+                             })
       .def_property_readonly("tensors", [](const ModelInfo& info) {
         py::list tensors;
         for (const auto& t : info.tensors) tensors.append(py::make_tuple(t.name, t.dtype, t.shape));

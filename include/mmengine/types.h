@@ -102,6 +102,7 @@ struct MemoryPlan {
 };
 
 struct ModelInfo {
+  std::string kind;                  // "model" | "draft head" (EAGLE; no embeddings, no head)
   std::string architecture, layout;  // layout: "hf" | "mistral"
   std::int64_t hidden_size = 0, intermediate_size = 0, vocab_size = 0;
   std::int64_t num_layers = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0;
@@ -109,9 +110,20 @@ struct ModelInfo {
   double rope_theta = 0, norm_eps = 0;
   // YaRN: factor over original_context, and what cos and sin are multiplied with; 1, 0, 1 if plain.
   double rope_factor = 1, rope_original_context = 0, rope_attention_factor = 1;
+  // Queries are multiplied by 1 + beta ln(1 + floor(position / context)); beta 0: they are not.
+  double rope_scaling_beta = 0, rope_scaling_context = 0;
   bool tied_embeddings = false;
   std::vector<std::int32_t> eos_ids;
   std::string weight_dtype;  // "f32", "bf16", "fp8": the format of most weights
+  // As stored: "none", "fp8, weights only", "fp8, static activations", "fp8, dynamic activations".
+  std::string quantization;
+  // The vision tower and its projector, where there are tensors of them. They are not computed.
+  struct Vision {
+    std::int64_t hidden_size = 0, intermediate_size = 0, num_layers = 0, num_heads = 0;
+    std::int64_t patch_size = 0, image_size = 0, spatial_merge_size = 0;
+    std::int64_t tensors = 0, parameters = 0, bytes = 0;
+  };
+  std::optional<Vision> vision;
   std::int64_t weights_bytes = 0;
   std::vector<std::string> warnings;
   struct Tensor {

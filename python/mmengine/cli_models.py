@@ -55,6 +55,8 @@ def _told(config: dict[str, Any]) -> dict[str, Any]:
     plain = {name for name in ("rope_factor", "rope_attention_factor") if config.get(name) == 1}
     if "rope_factor" in plain:
         plain.add("rope_original_context")
+    if config.get("rope_scaling_beta") == 0:
+        plain |= {"rope_scaling_beta", "rope_scaling_context"}
     return {name: value for name, value in config.items() if name not in plain}
 
 
@@ -65,7 +67,7 @@ def _print_report(console: Console, report: dict[str, Any]) -> None:
     facts = Table(title="model", show_header=False)
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
-    for name in ("path", "layout", "tokenizer"):
+    for name in ("path", "kind", "layout", "tokenizer", "quantization"):
         facts.add_row(name, Text(str(report[name] or "none")))
     facts.add_row("size", f"{report['bytes'] / 1e9:.3f} GB")
     facts.add_row("parameters", f"{report['parameters']:,}")
@@ -73,6 +75,10 @@ def _print_report(console: Console, report: dict[str, Any]) -> None:
         facts.add_row(f"  {dtype}", f"{elements:,}")
     for name, value in sorted(_told(report["config"]).items()):
         facts.add_row(Text(str(name)), Text(str(value)))
+    if report["vision"] is not None:
+        facts.add_row("vision", "a tower and its projector, which this version does not compute")
+        for name, value in report["vision"].items():
+            facts.add_row(f"  {name}", f"{value:,}" if value >= 100_000 else str(value))
     console.print(facts)
     tensors = Table(title=f"{len(report['tensors'])} tensors")
     tensors.add_column("name", overflow="fold")

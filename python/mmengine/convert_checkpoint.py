@@ -74,11 +74,15 @@ def open_checkpoint(directory: Path) -> Source:
     for warning in found["warnings"]:
         logging.getLogger("mmengine").warning("%s", warning)
     config, native = found["config"], found["layout"] == "mistral"
-    # The report says what is so; a head that is missing is tied only where the file says so, too.
+    if found["kind"] != "model":
+        raise UnsupportedModelError(
+            f"{directory.name}: a {found['kind']}, which is not converted; pass the directory "
+            "itself as the draft of its model",
+            where=directory.name,
+            file=str(directory),
+        )
     source = directory / ("params.json" if native else "config.json")
-    key = "tied_embeddings" if native else "tie_word_embeddings"
-    tied = config["tied_embeddings"] and bool(read_object(source).get(key))
-    params = _params(config, tied=tied, directory=directory)
+    params = _params(config, directory=directory)
     files, located = _locate(directory, native)
     tensors = {}
     for name, shape in native_shapes(params).items():
@@ -119,12 +123,19 @@ def _reader(tensor: Any, rank: int, head_dim: int) -> Any:
     return read
 
 
-def _params(config: dict[str, Any], *, tied: bool, directory: Path) -> dict[str, Any]:
+def _params(config: dict[str, Any], *, directory: Path) -> dict[str, Any]:
     """The config as the loader reads it, in the words of params.json."""
     if config["rope_factor"] != 1 or config["rope_attention_factor"] != 1:
         raise UnsupportedModelError(
             f"{directory.name}: its RoPE is scaled (YaRN, factor {config['rope_factor']:g}), which "
             "is not supported in a conversion; load the directory itself",
+            where=directory.name,
+            file=str(directory),
+        )
+    if config["rope_scaling_beta"] != 0:
+        raise UnsupportedModelError(
+            f"{directory.name}: its queries are scaled by position (llama_4_scaling), which is not "
+            "supported in a conversion; load the directory itself",
             where=directory.name,
             file=str(directory),
         )
@@ -138,7 +149,7 @@ def _params(config: dict[str, Any], *, tied: bool, directory: Path) -> dict[str,
         "norm_eps": config["norm_eps"],
         "rope_theta": config["rope_theta"],
         "vocab_size": config["vocab_size"],
-        "tied_embeddings": tied,
+        "tied_embeddings": config["tied_embeddings"],
         "max_position_embeddings": config["max_context"],
         "mmengine": {"format": 1, "eos_token_ids": config["eos_ids"]},
     }

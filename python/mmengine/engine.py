@@ -276,7 +276,9 @@ class Engine:
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a checkpoint directory holds: layout, config, tensors under the engine's names.
 
-    Reads its config and the headers of its files, no weight. A tensor's `dtype` is the stored one.
+    `kind` is "model" or "draft head"; `quantization` "none" or "fp8, ..." as stored; `vision` the
+    sizes of a vision tower, or None. Reads its config and the headers of its files, and of the
+    weights only activation scales. A tensor's `dtype` is the stored one.
     """
     info = _core.inspect(os.fspath(path))
     config = {
@@ -295,15 +297,20 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
             "rope_factor",
             "rope_original_context",
             "rope_attention_factor",
+            "rope_scaling_beta",
+            "rope_scaling_context",
             "norm_eps",
             "tied_embeddings",
             "eos_ids",
         )
     }
     return {
+        "kind": info.kind,
         "layout": info.layout,
         "config": config,
         "weight_dtype": info.weight_dtype,
+        "quantization": info.quantization,
+        "vision": info.vision,
         "tensors": [
             {"name": name, "dtype": dtype, "shape": shape} for name, dtype, shape in info.tensors
         ],

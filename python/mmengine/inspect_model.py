@@ -1,6 +1,6 @@
 """What a checkpoint holds, gathered for people and programs: config, tensors, tokenizer.
 
-Reads headers only, never weights.
+Reads headers and a few scales, never weights.
 """
 
 from __future__ import annotations

@@ -416,7 +416,10 @@ def test_inspect(run, monkeypatch, tmp_path):
     from mmengine import cache
 
     report = {
+        "kind": "model",
         "layout": "hf",
+        "quantization": "fp8, static activations",
+        "vision": {"hidden_size": 1664, "parameters": 2678221568},
         "config": {"num_layers": 2, "rope_theta": 1e5},
         "tensors": [
             {"name": "a[red]", "dtype": "bf16", "shape": [3, 4]},
@@ -439,14 +442,16 @@ def test_inspect(run, monkeypatch, tmp_path):
     assert code == 0
     assert "a[red]" in out
     assert "3 x 4" in out
-    assert "num_layers" in out
+    for shown in ("num_layers", "fp8, static activations", "does not compute", "2,678,221,568"):
+        assert shown in out
 
 
 def test_inspect_tells_the_scaling_of_positions_where_there_is_one(run, monkeypatch, tmp_path):
     import mmengine
     from mmengine import cache
 
-    report = {"layout": "hf", "tensors": [], "bytes": 0, "warnings": []}
+    report = {"kind": "model", "layout": "hf", "tensors": [], "bytes": 0, "warnings": []}
+    report |= {"quantization": "none", "vision": None}
     monkeypatch.setattr(cache, "resolve_model", lambda name, progress: tmp_path)
     monkeypatch.setattr(mmengine, "inspect", lambda path: dict(report), raising=False)
     for factor, attention, shown in (
