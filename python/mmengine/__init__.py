@@ -23,7 +23,17 @@ from mmengine.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from mmengine.outputs import Completion, Delta, EngineStats, MemoryPlan, TokenLogprob, Usage
+from mmengine.outputs import (
+    ChatReply,
+    Completion,
+    Delta,
+    EngineStats,
+    MemoryPlan,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
 from mmengine.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -33,6 +43,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CancelledError",
+    "ChatReply",
     "Completion",
     "Delta",
     "Engine",
@@ -49,6 +60,8 @@ __all__ = [
     "ResourceError",
     "SamplingParams",
     "TokenLogprob",
+    "ToolCall",
+    "ToolCallDelta",
     "UnsupportedModelError",
     "Usage",
     "UsageError",

@@ -7,11 +7,15 @@ Templates found in checkpoints are never run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mmengine.efforts import EffortPolicy, resolve_effort
 from mmengine.errors import RequestError
 from mmengine.messages import quoted
 from mmengine.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from mmengine.output_parser import OutputParser
 
 Message = Mapping[str, Any]
 
@@ -23,7 +27,12 @@ _SMOLLM2_TOKENS = ("<repo_name>", "<jupyter_start>", "<empty_output>")
 
 
 class ChatFormat:
-    """ChatML: <|im_start|>ROLE, a line break, the text, <|im_end|>, a line break, per message."""
+    """ChatML: <|im_start|>ROLE, a line break, the text, <|im_end|>, a line break, per message.
+
+    It has no tools, thoughts or efforts. stop_ids: ids that end an answer.
+    """
+
+    efforts: tuple[str, ...] = ()
 
     def __init__(
         self, tokenizer: Tokenizer, start: int, end: int, default_system: str | None
@@ -39,15 +48,27 @@ class ChatFormat:
     def encode(
         self,
         messages: Sequence[Message],
-        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        reasoning_effort: str | None = None,
         continue_final: bool = False,
+        effort_policy: EffortPolicy = "strict",
+        *,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
         """The ids of a conversation, ready for the assistant's answer.
 
         messages: {"role": system|user|assistant, "content": text or list of text parts}; system
         only first. continue_final: the last message, the assistant's, is left open to go on.
-        Raises RequestError naming messages[i].
+        Raises RequestError naming messages[i], and for tools and efforts.
         """
+        if tools:
+            raise RequestError(
+                "tools: given, expected none: this model's chat format has no tool calls",
+                where="tools",
+                param="tools",
+                code="unsupported",
+            )
+        self.effort(reasoning_effort, effort_policy)
         turns = parse_messages(messages)
         if continue_final and turns[-1][0] != "assistant":
             raise RequestError(
@@ -66,6 +87,14 @@ class ChatFormat:
         elif add_generation_prompt:
             ids += [self._start, *self._tokenizer.encode("assistant\n")]
         return ids
+
+    def effort(self, asked: str | None, policy: EffortPolicy = "strict") -> str | None:
+        """None; RequestError for any effort, but "clamp" lets those known elsewhere pass."""
+        return resolve_effort(asked, policy, self.efforts)
+
+    def parser(self, prompt: Sequence[int], ignore_eos: bool = False) -> OutputParser | None:
+        """None: all of an answer is text."""
+        return None
 
 
 def chat_format_for(tokenizer: Tokenizer) -> ChatFormat | None:

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mmengine.stopping import TextStream
+    from mmengine.answer import AnswerStream
 
 
 class Handle:
     """One submitted request: its results, in order, from the driver's thread."""
 
-    def __init__(self, driver: Driver, text: TextStream) -> None:
+    def __init__(self, driver: Driver, answer: AnswerStream) -> None:
         self.id = 0
         self._driver = driver
-        self._text = text
+        self._answer = answer
         self._queue: queue.SimpleQueue[Delta | NDArray[np.float32] | BaseException] = (
             queue.SimpleQueue()
         )
@@ -81,19 +81,31 @@ class Handle:
         """Takes what a step added; true when the request has ended."""
         if (logits := output.take_logits()) is not None:
             self._queue.put(logits)
-        token_ids: list[int] = output.token_ids
-        self._tokens += len(token_ids)
-        text = "".join(self._text.push(token) for token in token_ids)
-        if self._text.stopped and finish is None:
+        answer = self._answer
+        piece, taken = answer.push(output.token_ids)
+        token_ids: list[int] = output.token_ids[:taken]
+        self._tokens += taken
+        if answer.stopped and finish is None:
             self._driver.finish(self.id)
-        if self._text.stopped:
+        if answer.stopped:
             finish = "stop"
+        usage = None
         if finish is not None:
-            text += self._text.finish()
-        usage = Usage(output.prompt_tokens, self._tokens) if finish is not None else None
+            rest = answer.finish()
+            piece.text += rest.text
+            piece.reasoning += rest.reasoning
+            for call in rest.tool_calls:
+                piece.add_tool_call(call)
+            finish = answer.finish_reason(finish)
+            usage = Usage(
+                output.prompt_tokens, self._tokens, reasoning_tokens=answer.reasoning_tokens
+            )
         pairs: list[tuple[int, float]] = output.logprobs
         logprobs = [TokenLogprob(*pairs[0], top=pairs[1:])] if pairs else None
-        self._queue.put(Delta(text, token_ids, logprobs, finish, usage))
+        delta = Delta(
+            piece.text, token_ids, logprobs, finish, usage, piece.reasoning, piece.tool_calls
+        )
+        self._queue.put(delta)
         return finish is not None
 
 
@@ -147,10 +159,12 @@ class Driver:
         self._thread = threading.Thread(target=self._run, name="mmengine", daemon=True)
         self._thread.start()
 
-    def submit(self, token_ids: list[int], params: Any, text: TextStream, logits: bool) -> Handle:
+    def submit(
+        self, token_ids: list[int], params: Any, answer: AnswerStream, logits: bool
+    ) -> Handle:
         """Queues a request. Raises RequestError, OverloadedError, EngineDeadError."""
         self.check_process()
-        handle = Handle(self, text)
+        handle = Handle(self, answer)
         with self._work:
             self._check_alive()
             handle.id = self._core.submit(token_ids, params, logits)

@@ -9,22 +9,23 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
 from mmengine import _core, cache
+from mmengine.answer import AnswerStream
 from mmengine.driver import Deltas, Driver, Handle
-from mmengine.errors import ModelFormatError, RequestError, UsageError
+from mmengine.efforts import EffortPolicy
+from mmengine.errors import ModelFormatError, UsageError
 from mmengine.messages import quoted
 from mmengine.options import choice, count, integer, refuse, text
-from mmengine.outputs import Completion, EngineStats, MemoryPlan
+from mmengine.outputs import ChatReply, Completion, EngineStats, MemoryPlan, join_tool_calls
 from mmengine.progress import bar
-from mmengine.prompts import Prompt, bad_prompt, is_conversation, is_one_prompt, token_ids
+from mmengine.prompts import Message, Prompt, is_one_prompt, token_ids
+from mmengine.request import ChatArguments, ChatOptions, check_conversation, prepare
 from mmengine.sampling import SamplingParams
-from mmengine.stopping import TextStream
-from mmengine.tokenizer import Detokenizer
 from mmengine.vocabulary import load_chat_format, load_tokenizer
 
 if TYPE_CHECKING:
@@ -153,23 +154,88 @@ class Engine:
 
     @overload  # a str is a sequence of str, too, but taken as one prompt
     def generate(  # type: ignore[overload-overlap]
-        self, prompts: Prompt, params: SamplingParams | None = None
+        self,
+        prompts: Prompt,
+        params: SamplingParams | None = None,
+        **options: Unpack[ChatArguments],
     ) -> Completion: ...
     @overload
     def generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams | None = None
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | None = None,
+        **options: Unpack[ChatArguments],
     ) -> list[Completion]: ...
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        **options: Unpack[ChatArguments],
     ) -> Completion | list[Completion]:
-        """The answer to one prompt, or the answers to a list of prompts, in its order."""
-        if is_one_prompt(prompts):
-            return self._generate([prompts], params)[0]
-        return self._generate(list(prompts), params)
+        """The answer to one prompt, or the answers to a list of prompts, in its order.
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Deltas:
-        """The answer to one prompt, Delta by Delta; dropping the iterator cancels the rest."""
-        handle, _ = self._submit(prompt, params or SamplingParams())
+        options: those of chat(), where the prompts are chat messages.
+        """
+        chat = ChatOptions(**options)
+        if is_one_prompt(prompts):
+            return self._generate([prompts], params, chat)[0]
+        return self._generate(list(prompts), params, chat)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
+        reasoning_effort: str | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        continue_final: bool = False,
+        effort_policy: EffortPolicy = "strict",
+    ) -> ChatReply:
+        """The assistant's answer to chat messages in the OpenAI shape.
+
+        tools: the functions that the model may call. tool_choice: "auto" (as None), or "none": the
+            model is not told of the tools.
+        reasoning_effort: one of the model's own, "none" or "high" for Mistral Medium 3.5; None is
+            its default. effort_policy: "strict", or "clamp" for the nearest one it knows.
+        response_format: None or {"type": "text"}.
+        continue_final: the last message, the assistant's, is left open to go on.
+        Stop texts apply to the content, not to the thought or to calls. Raises RequestError naming
+        messages[i], tools[j] or the field.
+        """
+        options = ChatOptions(
+            tools=tools,
+            tool_choice=tool_choice,
+            reasoning_effort=reasoning_effort,
+            response_format=response_format,
+            continue_final=continue_final,
+            effort_policy=effort_policy,
+        )
+        check_conversation(messages)
+        done = self._generate([messages], params, options)[0]
+        return ChatReply(
+            content=done.text,
+            reasoning=done.reasoning,
+            tool_calls=done.tool_calls,
+            finish_reason=done.finish_reason,
+            usage=done.usage,
+            token_ids=done.token_ids,
+            prompt_token_ids=done.prompt_token_ids,
+            logprobs=done.logprobs,
+        )
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        **options: Unpack[ChatArguments],
+    ) -> Deltas:
+        """The answer to one prompt, Delta by Delta; dropping the iterator cancels the rest.
+
+        options: those of chat(), where the prompt is chat messages.
+        """
+        handle, _ = self._submit(prompt, params, ChatOptions(**options))
         return Deltas(handle, self)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
@@ -184,49 +250,27 @@ class Engine:
         Nothing is checked or computed before the first block is asked for.
         """
         ids = token_ids(prompt_ids, self.vocab_size)
-        handle = self._driver.submit(ids, _core.SamplingParams(), TextStream(None, ()), True)
+        handle = self._driver.submit(ids, _core.SamplingParams(), AnswerStream(None), True)
         yield from handle.logits()
 
-    def _generate(self, prompts: list[Any], params: SamplingParams | None) -> list[Completion]:
-        params = params or SamplingParams()
+    def _generate(
+        self, prompts: list[Any], params: SamplingParams | None, options: ChatOptions
+    ) -> list[Completion]:
         handles: list[tuple[Handle, list[int]]] = []
         try:
             for prompt in prompts:
-                handles.append(self._submit(prompt, params))
+                handles.append(self._submit(prompt, params, options))
             return [_complete(handle, self, ids) for handle, ids in handles]
         finally:
             for handle, _ in handles:
                 handle.cancel()
 
-    def _submit(self, prompt: Prompt, params: SamplingParams) -> tuple[Handle, list[int]]:
-        if not isinstance(params, SamplingParams):
-            raise RequestError(
-                f"params: expected SamplingParams, got {quoted(params)}", param="params"
-            )
-        ids, ends = self._encode(prompt)
-        detokenizer = Detokenizer(self.tokenizer, continues=True) if self.tokenizer else None
-        if params.stop and detokenizer is None:
-            raise RequestError(
-                "stop: this model has no tokenizer; use stop_token_ids", param="stop"
-            )
-        answer = TextStream(detokenizer, tuple(params.stop or ()), params.min_tokens or 0)
-        return self._driver.submit(ids, _core_params(params, ends), answer, False), ids
-
-    def _encode(self, prompt: Prompt) -> tuple[list[int], tuple[int, ...]]:
-        """Token ids of a prompt, and the ids that end an answer besides the model's own."""
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise bad_prompt("this model has no tokenizer, expected token ids")
-            return self.tokenizer.encode(prompt, add_bos=self.tokenizer.adds_bos), ()
-        if is_conversation(prompt):
-            if self.chat_format is None:
-                raise bad_prompt(
-                    "this model has no chat format that is known; give its prompt as text or "
-                    "token ids"
-                )
-            messages: Any = prompt
-            return self.chat_format.encode(messages), self.chat_format.stop_ids
-        return token_ids(prompt, self.vocab_size), ()
+    def _submit(
+        self, prompt: Prompt, params: SamplingParams | None, options: ChatOptions
+    ) -> tuple[Handle, list[int]]:
+        made = prepare(prompt, params, options, self.tokenizer, self.chat_format, self.vocab_size)
+        core = _core_params(made.params, made.ends)
+        return self._driver.submit(made.ids, core, made.answer, False), made.ids
 
     # ---- the engine itself -------------------------------------------------------------------
 
@@ -351,6 +395,8 @@ def _complete(handle: Handle, owner: Engine, prompt_token_ids: list[int]) -> Com
         usage=last.usage,
         prompt_token_ids=prompt_token_ids,
         logprobs=logprobs or None,
+        reasoning="".join(delta.reasoning for delta in deltas),
+        tool_calls=join_tool_calls(call for delta in deltas for call in delta.tool_calls),
     )
 
 

@@ -8,20 +8,18 @@ images come decoded, and only their tokens are made here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from mmengine.errors import RequestError, UsageError
+from mmengine.efforts import EffortPolicy, resolve_effort
+from mmengine.errors import RequestError
 from mmengine.messages import quoted
 from mmengine.mistral_messages import Abilities, normalize_messages, normalize_tools
 from mmengine.mistral_tokenizer import MistralTokenizer, library
+from mmengine.output_parser import OutputParser
 
 Message = Mapping[str, Any]
-EffortPolicy = Literal["strict", "clamp"]
-
-# All efforts that requests may name, rising.
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 class MistralChat:
@@ -41,6 +39,9 @@ class MistralChat:
         think = {tokenizer.token_id("[THINK]"), tokenizer.token_id("[/THINK]")}
         self.stop_ids = tokenizer.eos_ids
         self.efforts: tuple[str, ...] = () if effort is None else tuple(map(str, effort.values))
+        default = None if effort is None else effort.default
+        self._default_effort = None if default is None else str(default)
+        self._tokenizer = tokenizer
         self._abilities = Abilities(
             version=tokenizer.version,
             thoughts=tokenizer.version >= 13 and think <= tokenizer.special_ids,
@@ -68,13 +69,12 @@ class MistralChat:
     ) -> list[int]:
         """The ids of a conversation, ready for the assistant's answer.
 
-        messages, tools: as mistral_messages takes them. reasoning_effort: one of `efforts`; with
-        the policy "clamp" any other known effort becomes the nearest, none from "low" down and
-        high from "medium" up. None is the model's own default. continue_final: the last message,
-        the assistant's, is left open to go on, as with "prefix": true in it.
+        messages, tools: as mistral_messages takes them. reasoning_effort and effort_policy: as
+        `effort` takes them. continue_final: the last message, the assistant's, is left open to go
+        on, as with "prefix": true in it.
         Raises RequestError naming messages[i], tools[j] or reasoning_effort.
         """
-        effort = self._effort(reasoning_effort, effort_policy)
+        effort = self.effort(reasoning_effort, effort_policy)
         values = {
             "messages": normalize_messages(messages, self._abilities, continue_final),
             "tools": normalize_tools(tools),
@@ -92,28 +92,13 @@ class MistralChat:
         ids: list[int] = encoded.tokens
         return ids
 
-    def _effort(self, effort: str | None, policy: EffortPolicy) -> str | None:
-        if policy not in ("strict", "clamp"):
-            raise UsageError(
-                f'effort_policy: {quoted(policy)}, expected "strict" or "clamp"',
-                where="effort_policy",
-            )
-        if effort is None or effort in self.efforts:
-            return effort
-        if policy == "strict" or effort not in _EFFORTS:
-            expected = " or ".join(map(quoted, self.efforts)) or "none: this model has no efforts"
-            raise RequestError(
-                f"reasoning_effort: {quoted(effort)}, expected {expected}",
-                param="reasoning_effort",
-                code="reasoning_effort",
-            )
-        if not self.efforts:
-            return None
-        place = _EFFORTS.index(effort)
-        known = sorted(map(_EFFORTS.index, self.efforts))
-        if place <= _EFFORTS.index("low"):
-            return _EFFORTS[max((k for k in known if k <= place), default=known[0])]
-        return _EFFORTS[min((k for k in known if k >= place), default=known[-1])]
+    def effort(self, asked: str | None, policy: EffortPolicy = "strict") -> str | None:
+        """The effort that a request gets, as efforts.resolve_effort; None if the model has none."""
+        return resolve_effort(asked, policy, self.efforts, self._default_effort)
+
+    def parser(self, prompt: Sequence[int], ignore_eos: bool = False) -> OutputParser:
+        """What reads the answer to `prompt`."""
+        return OutputParser(self._tokenizer, prompt, ignore_eos=ignore_eos)
 
 
 class _ImageTokens:

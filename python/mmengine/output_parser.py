@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
 
+from mmengine.outputs import ToolCall, ToolCallDelta
+
 _ID_ALPHABET = string.ascii_letters + string.digits
 _ID = re.compile(r"[a-zA-Z0-9]{9}")
 
@@ -55,34 +57,7 @@ class ReasoningDelta:
     text: str
 
 
-@dataclass(frozen=True)
-class ToolCallDelta:
-    """A tool call's beginning, with id and name, or more of its arguments (JSON text)."""
-
-    index: int
-    arguments: str = ""
-    id: str | None = None
-    name: str | None = None
-
-
 Delta = ContentDelta | ReasoningDelta | ToolCallDelta
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A tool call; arguments as generated, which may be cut or no JSON at all."""
-
-    id: str
-    name: str
-    arguments: str
-
-    @property
-    def valid(self) -> bool:
-        """Whether there is a name and the arguments are a JSON object."""
-        try:
-            return bool(self.name) and isinstance(json.loads(self.arguments), dict)
-        except (ValueError, RecursionError):
-            return False
 
 
 def tool_call_id() -> str:
@@ -102,9 +77,14 @@ class OutputParser:
         vocabulary: Vocabulary,
         prompt: Sequence[int] = (),
         make_id: Callable[[], str] = tool_call_id,
+        ignore_eos: bool = False,
     ) -> None:
-        """prompt: the ids before the answer; a thought left open in it goes on."""
+        """prompt: the ids before the answer; a thought left open in it goes on.
+
+        ignore_eos: ending tokens end nothing and have no text.
+        """
         self._vocabulary = vocabulary
+        self._ends = () if ignore_eos else vocabulary.eos_ids
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._make_id = make_id
         special = vocabulary.special_ids
@@ -169,7 +149,7 @@ class OutputParser:
         return self._given()
 
     def _take(self, index: int) -> None:
-        if index in self._vocabulary.eos_ids:
+        if index in self._ends:
             self._end(cut=False)
             return
         before = self._state

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,54 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A tool call. id: 9 letters and digits; arguments: as generated, at times cut or no JSON."""
+
+    id: str
+    name: str
+    arguments: str
+
+    @property
+    def valid(self) -> bool:
+        """Whether there is a name and the arguments are a JSON object."""
+        try:
+            return bool(self.name) and isinstance(json.loads(self.arguments), dict)
+        except (ValueError, RecursionError):
+            return False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The call in the OpenAI shape, as a message carries it."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+@dataclass(frozen=True)
+class ToolCallDelta:
+    """A tool call's beginning, with id and name, or more of its arguments (JSON text)."""
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+
+def join_tool_calls(deltas: Iterable[ToolCallDelta]) -> list[ToolCall]:
+    """The calls whose pieces, in order, are `deltas`; each begins with its id and name."""
+    begun: list[tuple[str, str, list[str]]] = []
+    for delta in deltas:
+        if delta.id is not None:
+            begun.append((delta.id, delta.name or "", []))
+        begun[delta.index][2].append(delta.arguments)
+    return [ToolCall(id, name, "".join(parts)) for id, name, parts in begun]
+
+
+@dataclass(frozen=True)
 class Delta:
     """What one step added to an answer. finish_reason and usage are set on the last one only.
 
     The texts of all deltas joined are the answer. A step may add tokens but no text: the first
-    bytes of a character, or the beginning of a stop text.
+    bytes of a character, or the beginning of a stop text. The answer to chat messages has its
+    thought in `reasoning` and its calls in `tool_calls`, apart from the text.
     """
 
     text: str
@@ -42,6 +88,8 @@ class Delta:
     logprobs: list[TokenLogprob] | None = None
     finish_reason: str | None = None
     usage: Usage | None = None
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -50,7 +98,8 @@ class Completion:
 
     text: "" if the model has no tokenizer; control tokens and the stop text are left out of it.
     token_ids: all that were generated, an ending token included.
-    finish_reason: "stop", "length" or "cancelled". logprobs: one per token, or None.
+    finish_reason: "stop", "length", "tool_calls" or "cancelled". logprobs: one per token, or None.
+    reasoning, tool_calls: of the answer to chat messages; "" and [] where there are none.
     """
 
     text: str
@@ -59,6 +108,40 @@ class Completion:
     usage: Usage
     prompt_token_ids: list[int]
     logprobs: list[TokenLogprob] | None = None
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    """The assistant's answer to a conversation.
+
+    content: the answer, reasoning: the thought before it; "" where there is none.
+    finish_reason: "tool_calls" when the model ended its answer and called a tool; else as in
+    Completion, whose other fields these are, too.
+    """
+
+    content: str
+    reasoning: str
+    tool_calls: list[ToolCall]
+    finish_reason: str
+    usage: Usage
+    token_ids: list[int]
+    prompt_token_ids: list[int]
+    logprobs: list[TokenLogprob] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message in the OpenAI shape, to be appended to the conversation.
+
+        The thought is there under both names in use, `reasoning` and `reasoning_content`.
+        """
+        content = None if self.tool_calls and not self.content else self.content
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        if self.reasoning:
+            message |= {"reasoning": self.reasoning, "reasoning_content": self.reasoning}
+        if self.tool_calls:
+            message["tool_calls"] = [call.to_dict() for call in self.tool_calls]
+        return message
 
 
 @dataclass(frozen=True)

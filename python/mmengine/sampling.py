@@ -26,8 +26,10 @@ class SamplingParams:
     """How the answer to one prompt is chosen. None means the default of a field.
 
     max_tokens: most tokens to generate; None = until an ending token or the end of the context.
-    temperature: 0 to 2; 0, and None, take the likeliest token (greedy).
-    top_p: (0, 1]; top_k: 0, and -1, = all; min_p: 0 to 1, relative to the likeliest token.
+    temperature: 0 to 2; 0 takes the likeliest token (greedy). None = the model's advice for the
+        reasoning effort of a chat (`high`: 0.7 with top_p 0.95, `none`: 0.1); greedy without one.
+    top_p: (0, 1], None = 1; top_k: 0, and -1, = all; min_p: 0 to 1, relative to the likeliest
+        token.
     seed: 0 to 2**64 - 1; the same seed gives the same text, alone or in company; None = a new one.
     stop: texts that end the answer, at most 16 of 256 bytes; they are not part of it.
     stop_token_ids: ids that end it, besides the model's own; they are listed in token_ids.
@@ -40,7 +42,7 @@ class SamplingParams:
 
     max_tokens: int | None = None
     temperature: float | None = None
-    top_p: float | None = 1.0
+    top_p: float | None = None
     top_k: int | None = 0
     min_p: float | None = 0.0
     seed: int | None = None
@@ -62,7 +64,7 @@ class SamplingParams:
 
         put("max_tokens", _integer("max_tokens", self.max_tokens, 1, _INT_MAX, None))
         put("temperature", _number("temperature", self.temperature, 0.0, 2.0, None))
-        put("top_p", _number("top_p", self.top_p, 0.0, 1.0, 1.0))
+        put("top_p", _number("top_p", self.top_p, 0.0, 1.0, None))
         if self.top_p == 0.0:
             raise _out_of_range("top_p", self.top_p, "more than 0 and at most 1")
         put("top_k", max(_integer("top_k", self.top_k, -1, 2**30, 0) or 0, 0))

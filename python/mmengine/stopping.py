@@ -1,4 +1,4 @@
-"""Text of a growing answer: detokenised as ids arrive, cut at the first stop text.
+"""A growing text, cut at the first stop text.
 
 Characters that may be the beginning of a stop text are held back until it is known, so that what
 was handed out is never taken back.
@@ -6,41 +6,19 @@ was handed out is never taken back.
 
 from __future__ import annotations
 
-from mmengine.tokenizer import Detokenizer
 
+class StopFilter:
+    """One text. `stopped` turns true when a stop text is complete; nothing follows it."""
 
-class TextStream:
-    """One answer. `stopped` turns true when a stop text is complete; nothing follows it."""
-
-    def __init__(
-        self, detokenizer: Detokenizer | None, stops: tuple[str, ...], min_tokens: int = 0
-    ) -> None:
-        """Without a detokenizer all text is empty. Stop texts count after `min_tokens` tokens."""
-        self._detokenizer = detokenizer
+    def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
-        self._free = min_tokens
         self._held = ""
         self.stopped = False
 
-    def push(self, token_id: int) -> str:
-        """The text that is certain after this token."""
-        if self._detokenizer is None or self.stopped:
+    def push(self, text: str) -> str:
+        """What is certain when `text` has been added."""
+        if self.stopped:
             return ""
-        text = self._detokenizer.push(token_id)
-        if self._free > 0:
-            self._free -= 1
-            return text
-        return self._take(text)
-
-    def finish(self) -> str:
-        """What was held back, when the answer ends for another reason."""
-        if self._detokenizer is None or self.stopped:
-            return ""
-        text = self._take(self._detokenizer.flush()) + self._held
-        self._held = ""
-        return text
-
-    def _take(self, text: str) -> str:
         text = self._held + text
         found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
         if found:
@@ -50,6 +28,11 @@ class TextStream:
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+    def release(self) -> str:
+        """What was held back, when it can no longer become a stop text."""
+        held, self._held = self._held, ""
+        return held
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -15,10 +15,9 @@ from mmengine.output_parser import (
     Delta,
     OutputParser,
     ReasoningDelta,
-    ToolCall,
-    ToolCallDelta,
     tool_call_id,
 )
+from mmengine.outputs import ToolCall, ToolCallDelta
 from test_mistral_tokenizer import SPECIALS, small
 
 

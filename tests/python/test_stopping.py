@@ -1,39 +1,24 @@
-"""TextStream: stop texts across tokens, nothing taken back, nothing lost."""
+"""StopFilter: stop texts across pieces, nothing taken back, nothing lost."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmengine.stopping import TextStream
+from mmengine.stopping import StopFilter
 
 
-class Spelled:
-    """A detokenizer whose tokens are indices into a list of texts."""
-
-    def __init__(self, texts: list[str]) -> None:
-        self.texts = texts
-
-    def push(self, index: int) -> str:
-        return self.texts[index]
-
-    def flush(self) -> str:
-        return ""
-
-
-def run(texts: list[str], stops: tuple[str, ...], min_tokens: int = 0) -> tuple[str, int, bool]:
-    """The text handed out, the tokens taken, and whether a stop text ended it."""
-    detokenizer: Any = Spelled(texts)
-    stream = TextStream(detokenizer, stops, min_tokens)
+def run(texts: list[str], stops: tuple[str, ...]) -> tuple[str, int, bool]:
+    """The text handed out, the pieces taken, and whether a stop text ended it."""
+    made = StopFilter(stops)
     out, taken = "", 0
-    for index in range(len(texts)):
-        out += stream.push(index)
+    for text in texts:
+        out += made.push(text)
         taken += 1
-        if stream.stopped:
+        if made.stopped:
+            assert made.push("more") == ""
             break
-    return out + stream.finish(), taken, stream.stopped
+    return out + made.release(), taken, made.stopped
 
 
 def test_a_stop_text_in_pieces() -> None:
@@ -47,10 +32,6 @@ def test_the_first_of_two_ends_it() -> None:
 def test_a_beginning_that_does_not_go_on_is_given_back() -> None:
     assert run(["a", "</", "b>"], ("</s>",)) == ("a</b>", 3, False)
     assert run(["a", "</"], ("</s>",)) == ("a</", 2, False)
-
-
-def test_stop_texts_count_after_min_tokens() -> None:
-    assert run(["stop", "stop", "x", "stop", "y"], ("stop",), 2) == ("stopstopx", 4, True)
 
 
 @given(

@@ -1,0 +1,181 @@
+"""What a prompt and its options become: token ids, what to sample with, what reads the answer.
+
+Everything a caller may ask for is checked here; what this version cannot do is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from mmengine.answer import AnswerStream
+from mmengine.efforts import EffortPolicy, advice
+from mmengine.errors import RequestError
+from mmengine.messages import quoted
+from mmengine.prompts import Prompt, bad_prompt, is_conversation, token_ids
+from mmengine.sampling import SamplingParams
+from mmengine.tokenizer import Detokenizer
+
+if TYPE_CHECKING:
+    from mmengine.vocabulary import AnyChatFormat, AnyTokenizer
+
+_IMAGE_PARTS = ("image", "image_url", "input_image")
+
+
+class ChatArguments(TypedDict, total=False):
+    """The keywords of ChatOptions."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | None
+    reasoning_effort: str | None
+    response_format: Mapping[str, Any] | None
+    continue_final: bool
+    effort_policy: EffortPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """How a conversation is rendered and its answer shaped, besides SamplingParams.
+
+    tools: the functions that the model may call, in the OpenAI shape.
+    tool_choice: "auto" (as None), or "none": the model is not told of the tools.
+    reasoning_effort: one of the model's own; None is its default.
+    response_format: None or {"type": "text"}.
+    continue_final: the last message, the assistant's, is left open to go on.
+    effort_policy: "clamp" takes the nearest effort that the model knows.
+    Raises RequestError naming the field.
+    """
+
+    tools: Sequence[Mapping[str, Any]] | None = None
+    tool_choice: str | None = None
+    reasoning_effort: str | None = None
+    response_format: Mapping[str, Any] | None = None
+    continue_final: bool = False
+    effort_policy: EffortPolicy = "strict"
+
+    def __post_init__(self) -> None:
+        if self.tool_choice not in (None, "auto", "none"):
+            raise _unsupported(
+                "tool_choice",
+                f'{quoted(self.tool_choice)}, expected "auto" or "none": a call cannot be forced '
+                "by this version",
+            )
+        if self.response_format not in (None, {"type": "text"}):
+            raise _unsupported(
+                "response_format",
+                f'{quoted(self.response_format)}, expected {{"type": "text"}}: answers cannot be '
+                "bound to a schema by this version",
+            )
+        if not isinstance(self.continue_final, bool):
+            raise RequestError(
+                f"continue_final: {quoted(self.continue_final)}, expected true or false",
+                where="continue_final",
+                param="continue_final",
+            )
+
+
+@dataclass(frozen=True)
+class Request:
+    """ids: of the prompt; ends: ids that end the answer besides the model's own."""
+
+    ids: list[int]
+    ends: tuple[int, ...]
+    params: SamplingParams
+    answer: AnswerStream
+
+
+def prepare(
+    prompt: Prompt,
+    params: SamplingParams | None,
+    options: ChatOptions,
+    tokenizer: AnyTokenizer | None,
+    chat_format: AnyChatFormat | None,
+    vocab_size: int,
+) -> Request:
+    """The request of one prompt. Raises RequestError naming what is wrong in it."""
+    params = SamplingParams() if params is None else params
+    if not isinstance(params, SamplingParams):
+        raise RequestError(f"params: expected SamplingParams, got {quoted(params)}", param="params")
+    if params.stop and tokenizer is None:
+        raise RequestError("stop: this model has no tokenizer; use stop_token_ids", param="stop")
+    if is_conversation(prompt):
+        return _conversation(prompt, params, options, tokenizer, chat_format)
+    for field in fields(options):
+        if getattr(options, field.name) != field.default:
+            raise RequestError(
+                f"{field.name}: is for chat messages, and this prompt is text or token ids",
+                where=field.name,
+                param=field.name,
+            )
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise bad_prompt("this model has no tokenizer, expected token ids")
+        ids = tokenizer.encode(prompt, add_bos=tokenizer.adds_bos)
+    else:
+        ids = token_ids(prompt, vocab_size)
+    return Request(ids, (), params, _plain(params, tokenizer))
+
+
+def check_conversation(messages: Any) -> None:
+    """Raises RequestError unless these are chat messages, as far as their first one shows."""
+    if not is_conversation(messages):
+        raise RequestError(
+            f"messages: {quoted(messages)}, expected a list of at least one message",
+            where="messages",
+            param="messages",
+        )
+
+
+def _conversation(
+    messages: Any,
+    params: SamplingParams,
+    options: ChatOptions,
+    tokenizer: AnyTokenizer | None,
+    chat_format: AnyChatFormat | None,
+) -> Request:
+    if chat_format is None:
+        raise bad_prompt(
+            "this model has no chat format that is known; give its prompt as text or token ids"
+        )
+    _refuse_images(messages)
+    effort = chat_format.effort(options.reasoning_effort, options.effort_policy)
+    ids = chat_format.encode(
+        messages,
+        None if options.tool_choice == "none" else options.tools,
+        effort,
+        options.continue_final,
+    )
+    advised = advice(effort)
+    if params.temperature is None and advised is not None:
+        top_p = advised.top_p if params.top_p is None else params.top_p
+        params = replace(params, temperature=advised.temperature, top_p=top_p)
+    parser = chat_format.parser(ids, bool(params.ignore_eos))
+    answer = (
+        _plain(params, tokenizer)
+        if parser is None
+        else AnswerStream(parser, tuple(params.stop or ()), params.min_tokens or 0)
+    )
+    return Request(ids, chat_format.stop_ids, params, answer)
+
+
+def _plain(params: SamplingParams, tokenizer: AnyTokenizer | None) -> AnswerStream:
+    detokenizer = None if tokenizer is None else Detokenizer(tokenizer, continues=True)
+    return AnswerStream(detokenizer, tuple(params.stop or ()), params.min_tokens or 0)
+
+
+def _refuse_images(messages: Sequence[Any]) -> None:
+    for i, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if not isinstance(content, Sequence) or isinstance(content, str | bytes):
+            continue
+        for k, part in enumerate(content):
+            if isinstance(part, Mapping) and part.get("type") in _IMAGE_PARTS:
+                raise _unsupported(
+                    f"messages[{i}].content[{k}]",
+                    "an image, expected text: this version cannot read images",
+                )
+
+
+def _unsupported(field: str, what: str) -> RequestError:
+    return RequestError(f"{field}: {what}", where=field, param=field, code="unsupported")
