@@ -158,25 +158,27 @@ def _params(config: dict[str, Any], *, directory: Path) -> dict[str, Any]:
 def _check_tokenizer(directory: Path, params: dict[str, Any]) -> None:
     """Refuses what the engine made of this could not be opened with."""
     from mmengine.tokenizer import Tokenizer
+    from mmengine.vocabulary import load_tokenizer
 
-    tokenizer = Tokenizer.from_directory(directory)
+    tokenizer = load_tokenizer(directory)
     if tokenizer is None:
         return
-    file = str(directory / "tokenizer.json")
+    name = "tokenizer.json" if isinstance(tokenizer, Tokenizer) else "tekken.json"
+    file = str(directory / name)
     if tokenizer.vocab_size > params["vocab_size"]:
         raise ModelFormatError(
-            f"tokenizer.json: {tokenizer.vocab_size} tokens, but the model's vocabulary has "
+            f"{name}: {tokenizer.vocab_size} tokens, but the model's vocabulary has "
             f"{params['vocab_size']}; tokenizer and weights are of different models",
-            where="tokenizer.json",
+            where=name,
             code="vocab_size",
             file=file,
         )
     for end in params["mmengine"]["eos_token_ids"]:
         if end >= tokenizer.vocab_size:
             raise ModelFormatError(
-                f"tokenizer.json: {tokenizer.vocab_size} tokens, but the model's end token is "
+                f"{name}: {tokenizer.vocab_size} tokens, but the model's end token is "
                 f"{end}; tokenizer and config are of different models",
-                where="tokenizer.json",
+                where=name,
                 code="tokenizer",
                 file=file,
             )

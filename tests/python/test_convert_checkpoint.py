@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import struct
@@ -12,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from make_tiny_model import make_tiny_model
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -29,6 +31,9 @@ from mmengine.errors import (
 )
 from mmengine.files import read_bytes
 from mmengine.gguf_reader import GgufFile
+from mmengine.mistral_tokenizer import MistralTokenizer
+from test_mistral_tokenizer import BAD as BAD_TEKKENS
+from test_mistral_tokenizer import SPECIALS, WORDS, small_content
 from tiny_model import entries, run_python, sha256
 
 BF16 = ml_dtypes.bfloat16
@@ -362,3 +367,53 @@ def test_small_files_are_regular_files(tmp_path: Path) -> None:
         file.truncate((256 << 20) + 1)
     with pytest.raises(ModelFormatError, match="at most"):
         read_bytes(tmp_path / "large")
+
+
+def write_mistral(directory: Path, **options: Any) -> Path:
+    """A checkpoint in the Mistral layout with a tekken.json of 2040 tokens."""
+    make_tiny_model(directory, **{"layout": "mistral", "vocab": SPECIALS + WORDS, **options})
+    (directory / "tekken.json").write_text(json.dumps(small_content()))
+    return directory
+
+
+def test_tekken_is_copied(tmp_path: Path) -> None:
+    folder = write_mistral(tmp_path / "in")
+    convert(folder, tmp_path / "out")
+    assert sha256(tmp_path / "out" / "tekken.json") == sha256(folder / "tekken.json")
+    with Engine(tmp_path / "out", device="cpu", max_context=32) as made:
+        assert isinstance(made.tokenizer, MistralTokenizer)
+
+
+@pytest.mark.parametrize("name", ["not JSON", *BAD_TEKKENS])
+def test_a_broken_tekken_is_refused_as_the_loader_refuses_it(tmp_path: Path, name: str) -> None:
+    folder = write_mistral(tmp_path / "in")
+    if name == "not JSON":
+        (folder / "tekken.json").write_text("{")
+        exit_code = 65
+    else:
+        change, exit_code, _ = BAD_TEKKENS[name]
+        content = copy.deepcopy(small_content())
+        change(content)
+        (folder / "tekken.json").write_text(json.dumps(content))
+    with pytest.raises(Error, match=r"^tekken\.json: ") as converting:
+        convert(folder, tmp_path / "out")
+    assert converting.value.exit_code == exit_code
+    with pytest.raises(Error) as loading:
+        Engine(folder, device="cpu", max_context=32)
+    assert str(loading.value) == str(converting.value)
+    assert entries(tmp_path) == ["in"]
+
+
+@pytest.mark.parametrize(("layout", "file"), [("mistral", "params.json"), ("hf", "config.json")])
+@pytest.mark.parametrize("vocab", [2039, 2041])
+def test_tekken_of_another_size(tmp_path: Path, layout: str, file: str, vocab: int) -> None:
+    folder = write_mistral(tmp_path / "in", vocab=vocab, layout=layout)
+    match = rf"2040 token ids, expected vocab_size {vocab} of {file}"
+    for refuse in (
+        lambda: convert(folder, tmp_path / "out"),
+        lambda: Engine(folder, device="cpu", max_context=32),
+    ):
+        with pytest.raises(ModelFormatError, match=match) as caught:
+            refuse()
+        assert (caught.value.code, caught.value.exit_code) == ("vocab_size", 65)
+    assert entries(tmp_path) == ["in"]
