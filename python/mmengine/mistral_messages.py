@@ -2,8 +2,9 @@
 
 Accepted besides the OpenAI shape: developer for system, thoughts as `reasoning`,
 `reasoning_content` or thinking parts (text or list of text parts), `prefix`, tool arguments as
-objects, any non-empty tool call id, decoded images. Everything else is a RequestError that names
-messages[i] or tools[j].
+objects, any non-empty tool call id, decoded images, a system message after an answer or a tool's
+result (taken as the user's: the template has no place for it). Everything else is a RequestError
+that names messages[i] or tools[j].
 """
 
 from __future__ import annotations
@@ -72,8 +73,19 @@ def normalize_messages(
             "messages", f"{quoted(messages)}, expected a list of at least one message"
         )
     made = [_message(message, f"messages[{i}]", abilities) for i, message in enumerate(messages)]
+    _move_late_systems(made)
     check_order(made, continue_final)
     return made
+
+
+def _move_late_systems(messages: list[Fields]) -> None:
+    """System messages between an answer, or a tool's result, and the user's words become his."""
+    late = False
+    for message in messages:
+        if late and message["role"] == "system":
+            message["role"] = "user"
+        else:
+            late = message["role"] in ("assistant", "tool")
 
 
 def normalize_tools(tools: Any) -> list[Fields] | None:

@@ -87,6 +87,17 @@ def test_unknown_efforts_and_policies() -> None:
         small_chat().encode([user()], effort_policy="loose")  # type: ignore[arg-type]
 
 
+def test_a_system_message_after_an_answer_is_the_users() -> None:
+    begun = [user(), said(tool_calls=[call("a")]), answer("a"), said("b")]
+    for end in ([system("s"), user("u")], [system("s")], [system("s"), system("t"), user("u")]):
+        same = [message | {"role": "user"} for message in end]
+        for start in (begun[:3], begun):
+            got = small_chat().encode([*start, *end])
+            assert got == small_chat().encode([*start, *same])
+    later = [*begun, user("u"), system("s")]
+    assert small().token_id("[SYSTEM_PROMPT]") in small_chat().encode(later)
+
+
 # Control strings as text.
 
 CONTROLS = ["<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"]
@@ -136,7 +147,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "role a list": ([{"role": [], "content": "x"}], "messages[0].role"),
     "tool first": ([answer()], "messages[0].role"),
     "assistant alone": ([said("a", prefix=True)], "messages[0].role"),
-    "system after assistant": ([user(), said("a"), system(), user()], "messages[2].role"),
+    "system before a result": (
+        [user(), CALLS, system(), answer("a")],
+        "messages[3].role",
+    ),
     "tool after user": ([user(), answer()], "messages[1].role"),
     "assistant last": ([user(), said("a")], "messages[1].role"),
     "prefix inside": ([user(), said("a", prefix=True), user()], "messages[1].prefix"),
