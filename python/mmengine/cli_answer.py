@@ -1,15 +1,18 @@
 """One streamed answer: its pieces in order, and the times that the figures of --stats come from.
 
 An answer stays readable when the stream is interrupted: what arrived is kept, and its finish
-reason is then "cancelled".
+reason is then "cancelled". Its text goes to stdout, its thought to the terminal behind stderr.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from mmengine.cli_output import Output, Thoughts, note
+from mmengine.messages import quoted
+from mmengine.outputs import ToolCall, ToolCallDelta, join_tool_calls
 
 if TYPE_CHECKING:
     from mmengine.engine import Engine
@@ -24,6 +27,8 @@ class Answer:
     """What arrived so far. Times are seconds of the monotonic clock."""
 
     text: str = ""
+    reasoning: str = ""
+    call_deltas: list[ToolCallDelta] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
     finish_reason: str = "cancelled"
@@ -37,27 +42,50 @@ class Answer:
         engine: Engine,
         prompt: Prompt,
         params: SamplingParams,
-        write: Callable[[str], None],
+        output: Output | None,
+        effort: str | None = None,
     ) -> None:
-        """Streams the answer to `prompt`; `write` gets each piece of text as it arrives."""
+        """Streams the answer to `prompt` to `output`; None shows nothing of it."""
         self.started_at = self.ended_at = time.monotonic()
-        stream = engine.stream(prompt, params)
+        if effort is None:
+            stream = engine.stream(prompt, params)
+        else:
+            stream = engine.stream(prompt, params, reasoning_effort=effort)
+        thoughts = Thoughts()
         try:
             for delta in stream:
                 self.ended_at = time.monotonic()
                 if self.first_at is None and delta.token_ids:
                     self.first_at = self.ended_at
                 self.text += delta.text
+                self.reasoning += delta.reasoning
+                self.call_deltas.extend(delta.tool_calls)
                 self.token_ids.extend(delta.token_ids)
                 self.logprobs.extend(delta.logprobs or ())
                 self.usage = delta.usage or self.usage
                 self.finish_reason = delta.finish_reason or self.finish_reason
-                if delta.text:
-                    write(delta.text)
+                if output is not None:
+                    thoughts.write(delta.reasoning)
+                    if delta.text:
+                        thoughts.end()
+                        output.write_text(delta.text)
         finally:
+            thoughts.end()
             close = getattr(stream, "close", None)
             if close is not None:  # cancels the request; a plain iterator has none
                 close()
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The calls that arrived."""
+        return join_tool_calls(self.call_deltas)
+
+    def note_rest(self) -> None:
+        """Tells what an answer holds besides its text, or why it has none."""
+        for call in self.tool_calls:
+            note(f"the model calls {quoted(call.name)} with {quoted(call.arguments)}")
+        if self.reasoning and not self.text and self.finish_reason == "length":
+            note("no answer: the thought used all tokens; allow more with -n or --max-context")
 
     def prefill_tokens_per_s(self) -> float | None:
         """Prompt tokens computed (not found in the prefix cache) by the time to the first token."""
@@ -86,6 +114,8 @@ class Answer:
         """The object of --json; usage is null when the answer was cut off."""
         return {
             "text": self.text,
+            "reasoning": self.reasoning,
+            "tool_calls": [call.to_dict() for call in self.tool_calls],
             "token_ids": self.token_ids,
             "finish_reason": self.finish_reason,
             "logprobs": self.logprobs or None,
@@ -108,6 +138,8 @@ class Answer:
         if self.first_at is not None:
             parts.append(f"first token {self.first_at - self.started_at:.3f} s")
         generated = f"generated {len(self.token_ids)} tokens"
+        if self.usage is not None and self.usage.reasoning_tokens:
+            generated += f" ({self.usage.reasoning_tokens} of thought)"
         if decode is not None:
             gbytes_per_s = engine.plan().bytes_per_token * decode / 1e9
             generated += f", {decode:.1f} tok/s, {gbytes_per_s:.1f} GB/s"

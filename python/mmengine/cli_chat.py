@@ -19,6 +19,7 @@ from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from mmengine.cli_answer import Answer
+from mmengine.cli_engine import check_effort
 from mmengine.cli_options import sampling_params
 from mmengine.cli_output import Output, checked_text, note, read_text
 from mmengine.cli_signals import SignalGuard, Terminated
@@ -37,12 +38,11 @@ HELP = """\
 /regen          answer the last message again
 /clear          forget the conversation, keep the system message
 /system [TEXT]  set the system message, or show it
+/effort [NAME]  set the reasoning effort, or show it
 /stats          figures of the last answer
 /save FILE      write the conversation as JSON
 /help           this list
 /exit           leave (also Ctrl-D)"""
-
-_ABSENT = {"/image": "this model takes no images", "/effort": "this model has no reasoning effort"}
 
 ReadLine = Callable[[], str | None]
 
@@ -59,6 +59,8 @@ def run(
                 f"{engine.model_name}: has no chat format that mmengine knows; use mm-run generate"
             )
         interactive = output.terminal and sys.stdin is not None and sys.stdin.isatty()
+        if args.reasoning_effort is not None:
+            check_effort(engine, args.reasoning_effort, "--reasoning-effort")
         read_line = _terminal_reader() if interactive else _pipe_reader
         if interactive:
             note(f"{engine.model_name}, {engine.description}. /help lists the commands.")
@@ -79,6 +81,7 @@ class Chat:
     ) -> None:
         self.messages: list[dict[str, Any]] = []
         self.system = system
+        self.effort: str | None = args.reasoning_effort
         self._engine = engine
         self._args = args
         self._output = output
@@ -124,11 +127,25 @@ class Chat:
             if rest:
                 self.system = checked_text(rest, "/system")
             note(f"system message: {self.system or 'the default of the model'}")
+        elif word == "/effort":
+            self._set_effort(rest)
+        elif word == "/image":
+            note("/image: this version cannot read images; send text")
         elif word == "/stats":
             note("no answer yet" if self._last is None else self._last.summary(self._engine))
         else:
-            note(_ABSENT.get(word, f"unknown command {quoted(word)}; /help lists the commands"))
+            note(f"unknown command {quoted(word)}; /help lists the commands")
         return True
+
+    def _set_effort(self, name: str) -> None:
+        try:
+            if name:
+                check_effort(self._engine, name, "/effort")
+                self.effort = name
+        except UsageError as error:
+            note(str(error), style="red")
+        else:
+            note(f"reasoning effort: {self.effort or 'the default of the model'}")
 
     def _with_file(self, word: str, name: str, action: Callable[[str], None]) -> None:
         if not name:
@@ -174,7 +191,7 @@ class Chat:
         answer = Answer()
         try:
             params = sampling_params(self._args, seed)
-            answer.run(self._engine, self._prompt(), params, self._output.write_text)
+            answer.run(self._engine, self._prompt(), params, self._output, self.effort)
         except Terminated:
             self._output.end_line()
             raise
@@ -191,8 +208,12 @@ class Chat:
     def _keep(self, answer: Answer) -> None:
         self._last = answer
         self._output.end_line()
+        answer.note_rest()
         if answer.text:
-            self.messages.append({"role": "assistant", "content": answer.text})
+            message = {"role": "assistant", "content": answer.text}
+            if answer.reasoning:  # past thoughts are part of the prompt
+                message["reasoning"] = answer.reasoning
+            self.messages.append(message)
         else:
             self.messages.pop()
             note("no answer came; the message is taken back")

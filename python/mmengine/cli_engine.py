@@ -8,12 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from mmengine.cli_options import engine_options
 from mmengine.cli_output import note
+from mmengine.errors import UsageError
+from mmengine.messages import quoted
 
 if TYPE_CHECKING:
     from mmengine.engine import Engine
 
 EngineFactory = Callable[..., "Engine"]
 OpenEngine = Callable[..., "Engine"]
+
+
+def check_effort(engine: Engine, effort: str, where: str) -> None:
+    """UsageError naming `where` unless the model knows this reasoning effort."""
+    efforts = () if engine.chat_format is None else engine.chat_format.efforts
+    if not efforts:
+        raise UsageError(f"{where}: {engine.model_name} has no reasoning effort", where=where)
+    if effort not in efforts:
+        raise UsageError(
+            f"{where}: expected {' or '.join(efforts)}, got {quoted(effort)}", where=where
+        )
 
 
 def opener(factory: EngineFactory | None) -> OpenEngine:

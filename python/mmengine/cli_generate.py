@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mmengine.cli_answer import Answer, Prompt
+from mmengine.cli_engine import check_effort
 from mmengine.cli_options import check_positional, sampling_params
 from mmengine.cli_output import Output, checked_text, note, read_text
 from mmengine.errors import RequestError, UsageError
@@ -28,11 +29,15 @@ def run(args: argparse.Namespace, open_engine: OpenEngine, output: Output) -> No
     check_positional(args)
     if args.raw and args.system is not None:
         raise UsageError("--system: needs the chat format, which --raw switches off")
+    if args.raw and args.reasoning_effort is not None:
+        raise UsageError("--reasoning-effort: needs the chat format, which --raw switches off")
     if args.logprobs is not None and not args.json:
         raise UsageError("--logprobs: is printed with --json only; add --json")
     params = sampling_params(args, args.seed)
     prompts = _read_prompts(args)
     with open_engine(args) as engine:
+        if args.reasoning_effort is not None:
+            check_effort(engine, args.reasoning_effort, "--reasoning-effort")
         ready = [_formatted(engine, prompt, args) for prompt in prompts]
         if args.prompts is None:
             _stream(engine, ready[0], params, args, output)
@@ -45,7 +50,8 @@ def _stream(
 ) -> None:
     answer = Answer()
     try:
-        answer.run(engine, prompt, params, (lambda text: None) if args.json else output.write_text)
+        shown = None if args.json else output
+        answer.run(engine, prompt, params, shown, args.reasoning_effort)
     except KeyboardInterrupt:
         _finish(answer, args, output)
         raise
@@ -64,8 +70,10 @@ def _finish(answer: Answer, args: argparse.Namespace, output: Output) -> None:
         output.write_json(answer.as_json())
     elif not answer.text:
         output.write("\n")
+        answer.note_rest()
     else:
         output.end_line()
+        answer.note_rest()
 
 
 def _batch(
@@ -76,12 +84,17 @@ def _batch(
     output: Output,
 ) -> None:
     started_at = time.monotonic()
-    completions = engine.generate(prompts, params)
+    if args.reasoning_effort is None:
+        completions = engine.generate(prompts, params)
+    else:
+        completions = engine.generate(prompts, params, reasoning_effort=args.reasoning_effort)
     total_s = time.monotonic() - started_at
     for index, done in enumerate(completions):
         if args.json:
             fields = {
                 "text": done.text,
+                "reasoning": done.reasoning,
+                "tool_calls": [call.to_dict() for call in done.tool_calls],
                 "token_ids": done.token_ids,
                 "finish_reason": done.finish_reason,
                 "logprobs": done.logprobs,

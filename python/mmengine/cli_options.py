@@ -30,7 +30,7 @@ model or device, 70 internal error, 71 out of memory, 74 cannot write, 75 overlo
 """
 
 # Options that later versions have: a user who read about them learns what is the matter.
-_UNSUPPORTED = ("--image", "--reasoning-effort", "--json-schema", "--draft")
+_UNSUPPORTED = ("--image", "--json-schema", "--draft")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -81,6 +81,13 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_effort(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--reasoning-effort", metavar="none|high",
+        help="whether the model thinks before it answers, where it can (default: its own)",
+    )  # fmt: skip
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; parsed options carry `verb`, or None where none was typed."""
     debug = _Parser(add_help=False)
@@ -110,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(generate)
     chat = verb("chat", "talk with the model; /help lists the commands")
     chat.add_argument("--system", metavar="TEXT", help="system message")
+    _add_effort(chat)
     _add_sampling(chat)
     convert = verb("convert", "make an engine directory from a checkpoint", engine=False)
     convert.add_argument("source", help="GGUF file, HF or Mistral checkpoint directory")
@@ -170,6 +178,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("stdin", nargs="?", metavar="-", help="read the prompt from stdin")
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--raw", action="store_true", help="no chat format around the prompt")
+    _add_effort(parser)
     _add_sampling(parser)
     parser.add_argument(
         "--logprobs", type=_typed(Setting("logprobs", int, "")), metavar="N",

@@ -80,6 +80,36 @@ class Output:
         self.write(buffer.getvalue())
 
 
+class Thoughts:
+    """Thoughts of the model: dimmed, on stderr, and only where that is a terminal."""
+
+    def __init__(self) -> None:
+        self._console: Console | None = None
+        self._line_open = False
+        with suppress(OSError, ValueError, AttributeError):
+            if sys.stderr.isatty():
+                from rich.console import Console
+
+                self._console = Console(
+                    stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True
+                )
+
+    def write(self, text: str) -> None:
+        """Writes more of a thought, made harmless; never fails."""
+        if self._console is None or not text:
+            return
+        with suppress(OSError, ValueError):
+            self._console.print(text.translate(_REPLACED), style="dim", end="")
+            self._line_open = not text.endswith("\n")
+
+    def end(self) -> None:
+        """Ends the line that a thought left open."""
+        if self._line_open and self._console is not None:
+            self._line_open = False
+            with suppress(OSError, ValueError):
+                self._console.print()
+
+
 def discard_stdout() -> None:
     """Sends what stdout still buffers to nowhere, so that the interpreter's exit stays quiet."""
     with suppress(Exception):

@@ -1,7 +1,8 @@
 """An engine without a model, for the tests of the command line: it answers by fixed rules.
 
 A token is a byte; the answer spells "echo: " and the last prompt in upper case. Words in the
-prompt make it misbehave: see `_misbehave`.
+prompt make it misbehave: see `_misbehave`. The model "thinker" thinks "hm <b>\n" first when asked
+to, for ever at a prompt that "ponders", and calls a tool at one that "calls".
 """
 
 import os
@@ -13,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from mmengine.errors import EngineDeadError, ModelNotFoundError, RequestError
-from mmengine.outputs import Completion, Delta, Usage
+from mmengine.outputs import Completion, Delta, ToolCallDelta, Usage, join_tool_calls
 
 VOCAB = 256
 
@@ -40,7 +41,10 @@ class FakeEngine:
         type(self).opened.append((model, options))
         self.model_name = model
         self.tokenizer = None if model == "ids-only" else FakeTokenizer()
-        self.chat_format = None if model in ("ids-only", "base") else object()
+        efforts = ("none", "high") if model == "thinker" else ()
+        self.chat_format = None
+        if model not in ("ids-only", "base"):
+            self.chat_format = SimpleNamespace(efforts=efforts)
         self.max_context = options.get("max_context", 2048)
         self.vocab_size = VOCAB
         self.weight_dtype = "bf16"
@@ -49,6 +53,7 @@ class FakeEngine:
         self.warnings = ["a warning"] if model == "warns" else []
         self.prompts = []
         self.params = []
+        self.efforts = []
 
     def __enter__(self):
         return self
@@ -56,13 +61,25 @@ class FakeEngine:
     def __exit__(self, *error):
         type(self).closed += 1
 
-    def stream(self, prompt, params):
+    def stream(self, prompt, params, reasoning_effort=None):
         self.prompts.append(prompt)
         self.params.append(params)
+        self.efforts.append(reasoning_effort)
         text, size = _last_text(prompt)
         if size > self.max_context:
             raise RequestError(f"prompt: has {size} tokens, more than {self.max_context}")
         answer = f"echo: {text.upper()}".encode() if text else bytes(range(65, 91)) * 100
+        if reasoning_effort == "high":
+            yield Delta(text="", token_ids=[34], reasoning="hm <b>")
+            yield Delta(text="", token_ids=[35], reasoning="\x1b[1mm\n")
+        if "ponders" in text:
+            usage = Usage(size, 3, reasoning_tokens=3)
+            yield Delta(text="", token_ids=[1], finish_reason="length", usage=usage)
+            return
+        if "calls" in text:
+            calls = [ToolCallDelta(0, '{"a": 1}', "abcdefghi", "f")]
+            yield Delta("", [9], finish_reason="tool_calls", usage=Usage(size, 1), tool_calls=calls)
+            return
         count = min(params.max_tokens or len(answer), len(answer))
         for index in range(count):
             _misbehave(text, index)
@@ -74,17 +91,19 @@ class FakeEngine:
                 usage=Usage(prompt_tokens=size, completion_tokens=count) if last else None,
             )
 
-    def generate(self, prompts, params):
-        return [self._complete(prompt, params) for prompt in prompts]
+    def generate(self, prompts, params, **options):
+        return [self._complete(prompt, params, options) for prompt in prompts]
 
-    def _complete(self, prompt, params):
-        deltas = list(self.stream(prompt, params))
+    def _complete(self, prompt, params, options):
+        deltas = list(self.stream(prompt, params, **options))
         return Completion(
             text="".join(delta.text for delta in deltas),
             token_ids=[token for delta in deltas for token in delta.token_ids],
             finish_reason=deltas[-1].finish_reason,
             usage=deltas[-1].usage,
             prompt_token_ids=[],
+            reasoning="".join(delta.reasoning for delta in deltas),
+            tool_calls=join_tool_calls(call for delta in deltas for call in delta.tool_calls),
         )
 
     def logits_blocks(self, ids):

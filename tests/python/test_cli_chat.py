@@ -9,6 +9,8 @@ import pytest
 from fake_engine import FakeEngine
 from mmengine import cli
 from mmengine.settings import xdg_home
+from support.scripted import make_mistral, scripted_engine
+from test_mistral_tokenizer import small
 
 
 @pytest.fixture
@@ -17,16 +19,18 @@ def talk(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
-    def call(*lines, argv=()):
+    def call(*lines, argv=(), terminal=None, engine=FakeEngine):
         made = []
 
         def factory(*args, **options):
-            made.append(FakeEngine(*args, **options))
+            made.append(engine(*args, **options))
             return made[-1]
 
         text = "".join(line + "\n" for line in lines).encode(errors="surrogateescape")
         stdin = io.TextIOWrapper(io.BytesIO(text), encoding="utf-8", errors="surrogateescape")
         monkeypatch.setattr(sys, "stdin", stdin)
+        if terminal is not None:
+            monkeypatch.setattr(sys, "stderr", terminal)
         code = cli.main(["chat", *argv], engine_factory=factory)
         captured = capsys.readouterr()
         return code, captured.out, captured.err, made[0]
@@ -108,7 +112,7 @@ def test_save_writes_whole_and_spares_other_files(talk, tmp_path):
 def test_notices_go_to_stderr(talk):
     code, out, err, _ = talk("/help", "/image x.png", "/effort high", "/dance", "/stats")
     assert (code, out) == (0, "")
-    for text in ("/regen", "no images", "no reasoning effort", 'unknown command "/dance"'):
+    for text in ("/regen", "cannot read images", "no reasoning", 'unknown command "/dance"'):
         assert text in err
     assert "no answer yet" in err
     assert "generated 9 tokens" in talk("one", "/stats")[2]
@@ -140,3 +144,87 @@ def test_state_folder():
     assert str(xdg_home(relative, "XDG_STATE_HOME", ".local/state")) == "/h/.local/state"
     absolute = {**home, "XDG_STATE_HOME": "/s"}
     assert str(xdg_home(absolute, "XDG_STATE_HOME", ".local/state")) == "/s"
+
+
+# Thoughts and efforts.
+
+
+class Terminal(io.StringIO):
+    """A terminal, as stderr."""
+
+    def isatty(self):
+        return True
+
+
+def thought(text):
+    return assistant(text) | {"reasoning": "hm <b>\x1b[1mm\n"}
+
+
+def test_history_keeps_thoughts(talk, tmp_path):
+    path = tmp_path / "talk.json"
+    argv = ["-m", "thinker", "--reasoning-effort", "high"]
+    code, out, err, engine = talk("one", "two", f"/save {path}", argv=argv)
+    assert (code, out) == (0, "echo: ONE\necho: TWO\n")
+    assert "hm" not in err
+    assert engine.efforts == ["high", "high"]
+    assert engine.prompts[1] == [user("one"), thought("echo: ONE"), user("two")]
+    assert json.loads(path.read_text())[1] == thought("echo: ONE")
+
+
+def test_thoughts_are_dimmed_on_a_terminal(talk, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    terminal = Terminal()
+    argv = ["-m", "thinker", "--reasoning-effort", "high"]
+    _, out, _, _ = talk("one", "calls", argv=argv, terminal=terminal)
+    assert out == "echo: ONE\n"
+    shown = terminal.getvalue()
+    assert "\x1b[2mhm <b>\x1b[0m" in shown
+    assert "\x1b[1m" not in shown
+    assert "\ufffd[1mm" in shown
+    assert 'the model calls "f" with "{\\"a\\": 1}"' in shown
+
+
+def test_effort(talk):
+    lines = ["/effort", "/effort low", "/effort high", "one", "/effort none", "two", "/effort"]
+    code, _, err, engine = talk(*lines, argv=["-m", "thinker"])
+    assert (code, engine.efforts) == (0, ["high", "none"])
+    assert err.splitlines() == [
+        "reasoning effort: the default of the model",
+        '/effort: expected none or high, got "low"',
+        "reasoning effort: high",
+        "reasoning effort: none",
+        "reasoning effort: none",
+    ]
+    code, out, err, _ = talk("one", argv=["--reasoning-effort", "high"])
+    assert (code, out) == (64, "")
+    assert err == "mm-run: --reasoning-effort: smollm2 has no reasoning effort\n"
+
+
+def test_an_answer_without_text_is_told_and_taken_back(talk):
+    _, out, err, engine = talk("ponders", "calls", "one", argv=["-m", "thinker"])
+    assert out == "echo: ONE\n"
+    assert engine.prompts[2] == [user("one")]
+    for text in ("calls", "taken back"):
+        assert text in err
+    argv = ["-m", "thinker", "--reasoning-effort", "high"]
+    assert "the thought used all tokens" in talk("ponders", argv=argv)[2]
+
+
+def test_tokens_of_a_real_engine(talk, tmp_path):
+    folder = make_mistral(tmp_path / "model")
+    turn = "[THINK]hm[/THINK]Yes.</s>"
+    prompts = []
+
+    def script(ids):
+        prompts.append(small().decode(ids, skip_special=False))
+        return small().encode(turn, allow_special=True)
+
+    def engine(model, **options):
+        return scripted_engine(model, script, lambda: 2, **options)[0]
+
+    lines = ["/effort high", "Is it?", "[INST]", "/regen", "/stats"]
+    code, out, err, _ = talk(*lines, argv=["-m", str(folder)], engine=engine)
+    assert (code, out) == (0, "Yes.\nYes.\nYes.\n")
+    assert f"({len(small().encode('hm')) + 2} of thought)" in err
+    assert prompts[1].endswith(f"[/MODEL_SETTINGS][INST]Is it?[/INST]{turn}[INST][INST][/INST]")
+    assert prompts[2] == prompts[1]
