@@ -27,15 +27,24 @@ if TYPE_CHECKING:
 class Handle:
     """One submitted request: its results, in order, from the driver's thread."""
 
-    def __init__(self, driver: Driver, answer: AnswerStream) -> None:
+    def __init__(
+        self, driver: Driver, answer: AnswerStream, notify: Callable[[], None] | None = None
+    ) -> None:
+        """notify: called by the driver's thread after each result."""
         self.id = 0
         self._driver = driver
         self._answer = answer
+        self._notify = notify
         self._queue: queue.SimpleQueue[Delta | NDArray[np.float32] | BaseException] = (
             queue.SimpleQueue()
         )
         self._tokens = 0
         self._ended = False  # read and written by the consumer
+
+    @property
+    def ready(self) -> bool:
+        """Whether next_delta() would not wait."""
+        return self._ended or not self._queue.empty()
 
     def next_delta(self) -> Delta | None:
         """The next one, when it is there; None after the last."""
@@ -75,12 +84,12 @@ class Handle:
 
     def fail(self, error: BaseException) -> None:
         """Ends the request: `error` is raised where its results are awaited."""
-        self._queue.put(error)
+        self._put(error)
 
     def receive(self, output: Any, finish: str | None) -> bool:
         """Takes what a step added; true when the request has ended."""
         if (logits := output.take_logits()) is not None:
-            self._queue.put(logits)
+            self._put(logits)
         answer = self._answer
         piece, taken = answer.push(output.token_ids)
         token_ids: list[int] = output.token_ids[:taken]
@@ -105,8 +114,13 @@ class Handle:
         delta = Delta(
             piece.text, token_ids, logprobs, finish, usage, piece.reasoning, piece.tool_calls
         )
-        self._queue.put(delta)
+        self._put(delta)
         return finish is not None
+
+    def _put(self, item: Delta | NDArray[np.float32] | BaseException) -> None:
+        self._queue.put(item)
+        if self._notify is not None:
+            self._notify()
 
 
 class Deltas:
@@ -160,11 +174,16 @@ class Driver:
         self._thread.start()
 
     def submit(
-        self, token_ids: list[int], params: Any, answer: AnswerStream, logits: bool
+        self,
+        token_ids: list[int],
+        params: Any,
+        answer: AnswerStream,
+        logits: bool = False,
+        notify: Callable[[], None] | None = None,
     ) -> Handle:
         """Queues a request. Raises RequestError, OverloadedError, EngineDeadError."""
         self.check_process()
-        handle = Handle(self, answer)
+        handle = Handle(self, answer, notify)
         with self._work:
             self._check_alive()
             handle.id = self._core.submit(token_ids, params, logits)

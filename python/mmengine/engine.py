@@ -6,10 +6,12 @@ Any thread may use an engine; several engines may live in one process. Prompts a
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, overload
@@ -21,7 +23,7 @@ from mmengine.efforts import EffortPolicy
 from mmengine.errors import ModelFormatError, UsageError
 from mmengine.messages import quoted
 from mmengine.options import choice, count, integer, refuse, text
-from mmengine.outputs import ChatReply, Completion, EngineStats, MemoryPlan, join_tool_calls
+from mmengine.outputs import ChatReply, Completion, Delta, EngineStats, MemoryPlan
 from mmengine.progress import bar
 from mmengine.prompts import Message, Prompt, is_one_prompt, token_ids
 from mmengine.request import ChatArguments, ChatOptions, check_conversation, prepare
@@ -213,17 +215,7 @@ class Engine:
             effort_policy=effort_policy,
         )
         check_conversation(messages)
-        done = self._generate([messages], params, options)[0]
-        return ChatReply(
-            content=done.text,
-            reasoning=done.reasoning,
-            tool_calls=done.tool_calls,
-            finish_reason=done.finish_reason,
-            usage=done.usage,
-            token_ids=done.token_ids,
-            prompt_token_ids=done.prompt_token_ids,
-            logprobs=done.logprobs,
-        )
+        return ChatReply.of(self._generate([messages], params, options)[0])
 
     def stream(
         self,
@@ -238,6 +230,35 @@ class Engine:
         handle, _ = self._submit(prompt, params, ChatOptions(**options))
         return Deltas(handle, self)
 
+    async def astream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        **options: Unpack[ChatArguments],
+    ) -> AsyncIterator[Delta]:
+        """stream() for `async for`; the request is made when the first Delta is asked for.
+
+        Cancelling the task that waits, or aclose(), cancels the rest.
+        """
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+
+        def notify() -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(arrived.set)
+
+        handle, _ = self._submit(prompt, params, ChatOptions(**options), notify)
+        try:
+            while True:
+                while not handle.ready:
+                    arrived.clear()  # set in this very loop: nothing is missed in between
+                    await arrived.wait()
+                delta = handle.next_delta()
+                if delta is None:
+                    return
+                yield delta
+        finally:
+            handle.cancel()
+
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """float32 [tokens, vocab_size]: row i holds the logits of the token after token_ids[i]."""
         import numpy as np
@@ -250,7 +271,7 @@ class Engine:
         Nothing is checked or computed before the first block is asked for.
         """
         ids = token_ids(prompt_ids, self.vocab_size)
-        handle = self._driver.submit(ids, _core.SamplingParams(), AnswerStream(None), True)
+        handle = self._driver.submit(ids, _core.SamplingParams(), AnswerStream(None), logits=True)
         yield from handle.logits()
 
     def _generate(
@@ -260,17 +281,21 @@ class Engine:
         try:
             for prompt in prompts:
                 handles.append(self._submit(prompt, params, options))
-            return [_complete(handle, self, ids) for handle, ids in handles]
+            return [Completion.of(list(Deltas(handle, self)), ids) for handle, ids in handles]
         finally:
             for handle, _ in handles:
                 handle.cancel()
 
     def _submit(
-        self, prompt: Prompt, params: SamplingParams | None, options: ChatOptions
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        options: ChatOptions,
+        notify: Callable[[], None] | None = None,
     ) -> tuple[Handle, list[int]]:
         made = prepare(prompt, params, options, self.tokenizer, self.chat_format, self.vocab_size)
         core = _core_params(made.params, made.ends)
-        return self._driver.submit(made.ids, core, made.answer, False), made.ids
+        return self._driver.submit(made.ids, core, made.answer, notify=notify), made.ids
 
     # ---- the engine itself -------------------------------------------------------------------
 
@@ -380,24 +405,6 @@ def _stepwise(advance: Callable[[int], None], total: int) -> Callable[[float], N
         done = now
 
     return report
-
-
-def _complete(handle: Handle, owner: Engine, prompt_token_ids: list[int]) -> Completion:
-    deltas = list(Deltas(handle, owner))
-    logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
-    last = deltas[-1]
-    assert last.finish_reason is not None
-    assert last.usage is not None
-    return Completion(
-        text="".join(delta.text for delta in deltas),
-        token_ids=[token for delta in deltas for token in delta.token_ids],
-        finish_reason=last.finish_reason,
-        usage=last.usage,
-        prompt_token_ids=prompt_token_ids,
-        logprobs=logprobs or None,
-        reasoning="".join(delta.reasoning for delta in deltas),
-        tool_calls=join_tool_calls(call for delta in deltas for call in delta.tool_calls),
-    )
 
 
 def _core_params(params: SamplingParams, ends: tuple[int, ...]) -> _core.SamplingParams:

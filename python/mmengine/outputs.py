@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,6 +111,23 @@ class Completion:
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, deltas: Sequence[Delta], prompt_token_ids: list[int]) -> Completion:
+        """The answer that ended with the last of `deltas`."""
+        last = deltas[-1]
+        assert last.finish_reason is not None
+        assert last.usage is not None
+        return cls(
+            text="".join(delta.text for delta in deltas),
+            token_ids=[token for delta in deltas for token in delta.token_ids],
+            finish_reason=last.finish_reason,
+            usage=last.usage,
+            prompt_token_ids=prompt_token_ids,
+            logprobs=[entry for delta in deltas for entry in delta.logprobs or ()] or None,
+            reasoning="".join(delta.reasoning for delta in deltas),
+            tool_calls=join_tool_calls(call for delta in deltas for call in delta.tool_calls),
+        )
+
 
 @dataclass(frozen=True)
 class ChatReply:
@@ -129,6 +146,20 @@ class ChatReply:
     token_ids: list[int]
     prompt_token_ids: list[int]
     logprobs: list[TokenLogprob] | None = None
+
+    @classmethod
+    def of(cls, done: Completion) -> ChatReply:
+        """The same answer as a reply."""
+        return cls(
+            content=done.text,
+            reasoning=done.reasoning,
+            tool_calls=done.tool_calls,
+            finish_reason=done.finish_reason,
+            usage=done.usage,
+            token_ids=done.token_ids,
+            prompt_token_ids=done.prompt_token_ids,
+            logprobs=done.logprobs,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The message in the OpenAI shape, to be appended to the conversation.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -77,6 +78,58 @@ def test_stream_adds_up_to_generate(
     assert deltas[-1].finish_reason == whole.finish_reason
     assert deltas[-1].usage == whole.usage
     assert len(deltas) >= len(whole.token_ids), "tokens arrive one by one"
+
+
+def test_async_streams_side_by_side(engine: mmengine.Engine) -> None:
+    prompts = [PROMPT[:n] for n in range(1, 13)]
+    expected = [engine.generate(prompt, greedy()).token_ids for prompt in prompts]
+
+    async def take(prompt: list[int]) -> list[int]:
+        return [t async for delta in engine.astream(prompt, greedy()) for t in delta.token_ids]
+
+    async def all_of_them() -> list[list[int]]:
+        return await asyncio.gather(*map(take, prompts))
+
+    assert asyncio.run(all_of_them()) == expected
+
+
+def test_a_cancelled_task_gives_its_blocks_back(tiny: Tiny) -> None:
+    with mmengine.Engine(tiny(max_context=8192), device="cpu") as engine:
+
+        async def take() -> None:
+            async for _ in engine.astream(PROMPT, greedy(max_tokens=8000)):
+                arrived.set()
+
+        async def cancel() -> None:
+            task = asyncio.create_task(take())
+            await arrived.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        arrived = asyncio.Event()
+        asyncio.run(cancel())
+        assert used_blocks_return_to_zero(engine)
+        assert engine.stats().generated_tokens < 8000, "it was computed to its end for nobody"
+
+
+def test_a_bad_request_is_told_to_the_task(engine: mmengine.Engine) -> None:
+    async def take() -> None:
+        await anext(engine.astream([-1]))
+
+    with pytest.raises(errors.RequestError, match="token 0"):
+        asyncio.run(take())
+
+
+def test_an_engine_outlives_the_loop_of_a_stream(engine: mmengine.Engine) -> None:
+    async def leave() -> None:
+        left.append(engine.astream(PROMPT, greedy(max_tokens=200)))
+        await anext(left[0])
+
+    left: list[Any] = []
+    expected = engine.generate(PROMPT, greedy()).token_ids
+    asyncio.run(leave())
+    assert engine.generate(PROMPT, greedy()).token_ids == expected
 
 
 def test_two_streams_taken_in_turns(engine: mmengine.Engine) -> None:
