@@ -49,9 +49,11 @@ def resolve_effort(
     if effort in known:
         return effort
     if policy == "strict" or effort not in _EFFORTS:
-        expected = " or ".join(map(quoted, known)) or "none: this model has no efforts"
+        expected = "expected " + " or ".join(map(quoted, known))
+        if not known:
+            expected = "but this model has no efforts; leave it out"
         raise RequestError(
-            f"reasoning_effort: {quoted(effort)}, expected {expected}",
+            f"reasoning_effort: {quoted(effort)}, {expected}",
             where="reasoning_effort",
             param="reasoning_effort",
             code="reasoning_effort",

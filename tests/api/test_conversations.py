@@ -391,3 +391,21 @@ def test_chat_without_a_chat_format(tiny: Callable[..., str]) -> None:
         pytest.raises(errors.RequestError, match="no chat format"),
     ):
         engine.chat(HELLO)
+
+
+@pytest.mark.model
+def test_a_model_without_thoughts_and_tools(smollm2: Path) -> None:
+    with mmengine.Engine(smollm2, device="cpu", max_context=256) as engine:
+        params = mmengine.SamplingParams(max_tokens=12)
+        reply = engine.chat([{"role": "user", "content": "What is the capital of France?"}], params)
+        assert "Paris" in reply.content
+        assert (reply.reasoning, reply.tool_calls) == ("", [])
+        assert reply.to_dict() == {"role": "assistant", "content": reply.content}
+        assert reply.usage.reasoning_tokens == 0
+        whole = engine.generate(HELLO, params)
+        assert whole.text == engine.chat(HELLO, params).content
+        for options in ({"tools": [TOOL]}, {"reasoning_effort": "high"}):
+            with pytest.raises(errors.RequestError, match=r"has no (tool calls|efforts)") as caught:
+                engine.chat(HELLO, **options)
+            assert caught.value.param == next(iter(options))
+        assert engine.chat(HELLO, params, tools=[TOOL], tool_choice="none").content == whole.text

@@ -4,10 +4,13 @@ from text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmengine import Engine, SamplingParams
 from mmengine.errors import RequestError
@@ -146,6 +149,28 @@ def test_control_strings_that_the_model_spells_stay_text(
     finally:
         core.script = lambda _: HI
     assert (reply.content, reply.reasoning, reply.tool_calls) == (spelled, "", [])
+
+
+TOKENS = st.integers(0, 2039) | st.sampled_from([9, 32, 34, 35]) | st.sampled_from(HI)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ids=st.lists(TOKENS, max_size=30))
+def test_any_reply_goes_on_or_is_named(made: tuple[Engine, ScriptedCore], ids: list[int]) -> None:
+    """Whatever a model generates is a message, or a RequestError that names it."""
+    engine, core = made
+    core.script = lambda _: ids
+    try:
+        reply = engine.chat([user()], SamplingParams(max_tokens=50))
+        results = [answer(one.id, "r") for one in reply.tool_calls]
+        engine.chat([user(), reply.to_dict(), *results, user()], SamplingParams(max_tokens=1))
+    except RequestError as error:
+        names = [one.name for one in reply.tool_calls]
+        bad_name = not all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name) for name in names)
+        assert bad_name or not (reply.content or reply.reasoning or names), error
+        assert (error.param or "").startswith("messages[1]")
+    finally:
+        core.script = lambda _: HI
 
 
 def test_what_is_open_stays_open_in_the_callers_params() -> None:
