@@ -130,7 +130,7 @@ def test_chat_through_a_pipe_remembers(run):
     assert done.returncode == 0, done.stderr
     assert "Ada" in done.stdout
     assert "tok/s" in done.stderr
-    assert "no images" in done.stderr
+    assert "cannot read images" in done.stderr
 
 
 def test_chat_goes_on_after_a_message_that_is_too_long(run):
