@@ -107,7 +107,10 @@ class Handle:
                 piece.add_tool_call(call)
             finish = answer.finish_reason(finish)
             usage = Usage(
-                output.prompt_tokens, self._tokens, reasoning_tokens=answer.reasoning_tokens
+                output.prompt_tokens,
+                self._tokens,
+                cached_tokens=output.cached_tokens,
+                reasoning_tokens=answer.reasoning_tokens,
             )
         pairs: list[tuple[int, float]] = output.logprobs
         logprobs = [TokenLogprob(*pairs[0], top=pairs[1:])] if pairs else None

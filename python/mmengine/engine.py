@@ -94,8 +94,10 @@ class Engine:
         seed: of requests without a seed; None = from the system.
         progress: False = no bar; None = a bar when stderr is a terminal.
         allow_nonfinite: load weights that hold NaN or infinity.
-        prefix_cache, text_only and deterministic make no difference yet: every prompt is computed,
-            and the CPU is always deterministic. draft, num_draft_tokens and tensor_parallel take
+        prefix_cache: keep the KV of what was computed as long as there is room, and begin after it
+            when a prompt begins the same. It changes no bit of an answer.
+        text_only and deterministic make no difference yet: there is no vision tower, and the CPU is
+            always deterministic. draft, num_draft_tokens and tensor_parallel take
             only their defaults.
         Raises UsageError, ModelNotFoundError, ModelFormatError, UnsupportedModelError,
         ResourceError.
@@ -115,6 +117,7 @@ class Engine:
         options.kv_blocks = count("kv_blocks", kv_blocks)
         options.threads = count("threads", threads)
         options.seed = None if seed is None else integer("seed", seed, 0, 2**64 - 1)
+        options.prefix_cache = bool(prefix_cache)
         options.allow_nonfinite = bool(allow_nonfinite)
 
         if not isinstance(model, str | os.PathLike) or not isinstance(os.fspath(model), str):

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts of one request."""
+    """Token counts of one request. cached_tokens: of the prompt, whose KV was there already."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -177,15 +177,21 @@ class ChatReply:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Counts since the engine was loaded, and the KV cache's blocks now."""
+    """Counts since the engine was loaded, and the KV cache's blocks now.
+
+    cached_tokens: of prompt_tokens, those that were not computed because their KV was there.
+    Blocks: free + used + cached = total; cached ones belong to no running request.
+    """
 
     steps: int
     prompt_tokens: int
+    cached_tokens: int
     generated_tokens: int
     preemptions: int
     kv_blocks_total: int
     kv_blocks_free: int
     kv_blocks_used: int
+    kv_blocks_cached: int
     requests_running: int
     requests_waiting: int
 

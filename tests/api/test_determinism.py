@@ -156,8 +156,13 @@ def test_the_second_time_is_as_the_first(
     ) as engine:
         for _, (i, prompt) in itertools.product(range(2), enumerate(prompts)):
             assert outcome(engine.generate(prompt, greedy())) == expected[i]
+        assert (engine.stats().cached_tokens > 0) is prefix_cache
         grown = [*prompts[5], *expected[5][0]]
-        longer = outcome(engine.generate(grown, greedy()))
+        completion = engine.generate(grown, greedy())
+        longer = outcome(completion)
+        # All full blocks before the last token, generated ones among them.
+        blocks = (len(grown) - 1) // engine.plan().kv_block_tokens if prefix_cache else 0
+        assert completion.usage.cached_tokens == blocks * engine.plan().kv_block_tokens
     with mmengine.Engine(tiny(**MODELS["f32"]), device="cpu", kv_dtype="f32") as engine:
         assert outcome(engine.generate(grown, greedy())) == longer
 

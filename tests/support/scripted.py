@@ -99,6 +99,7 @@ class ScriptedCore:
             logprobs=[],
             finish=SimpleNamespace(name=finish),
             prompt_tokens=request.prompt_tokens,
+            cached_tokens=0,
             completion_tokens=request.given,
             take_logits=lambda: None,
         )
