@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MistralConfig
+from transformers import Ministral3Config, MistralConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-POSITIONS = [0, 1, 4095, 4096, 4097, 16383, 32768, 100000]
+POSITIONS = [0, 1, 4095, 4096, 4097, 16383, 32768]
+FAR_POSITIONS = [*POSITIONS, 100000]  # of cases in both forms
 KEPT_PAIRS = 64  # head_dim 128
 
 
@@ -28,8 +29,9 @@ def yarn(theta: float, factor: float, original: int, **more: Any) -> dict[str, A
     }
 
 
-# name, config.json's rope_parameters, params.json's yarn block (None: cannot be said there)
-CASES: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
+# name, config.json's rope_parameters (None: it has none) or, where that is not all, several of its
+# fields, and params.json's yarn block (None: cannot be said there).
+CASES: list[tuple[str, dict[str, Any] | None, dict[str, Any] | None]] = [
     (
         "medium-3.5",
         yarn(1e6, 64, 4096, beta_fast=4, beta_slow=1, mscale=1.0, mscale_all_dim=0.0),
@@ -58,31 +60,96 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
     ),
     ("explicit-factor", yarn(5e5, 8, 8192, attention_factor=0.75), None),
     ("not-truncated", yarn(1e6, 64, 4096, beta_fast=4, beta_slow=1, truncate=False), None),
-    ("shrinking", yarn(1e6, 0.5, 4096), None),
+    (
+        "shrinking",
+        yarn(1e6, 0.5, 4096),
+        {"factor": 0.5, "original_max_position_embeddings": 4096},
+    ),
+    (
+        "steep",
+        yarn(1e8, 8, 32768, beta_fast=8, beta_slow=2, mscale=None, mscale_all_dim=None),
+        {"factor": 8, "original_max_position_embeddings": 32768, "beta": 8, "alpha": 2},
+    ),
+    (
+        "fractional",
+        yarn(5e5, 2.5, 8192, mscale=0.0, mscale_all_dim=1.0),
+        {"factor": 2.5, "original_max_position_embeddings": 8192, "apply_scale": None},
+    ),
+    (
+        "ministral-3",
+        yarn(1e6, 16, 16384, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.1),
+        {"factor": 16, "original_max_position_embeddings": 16384, "apply_scale": False},
+    ),
+    (
+        "medium-3.5-shape-of-another",
+        yarn(1e6, 64, 4096, beta_fast=4, beta_slow=1, mscale=1.0, mscale_all_dim=1.0),
+        {
+            "factor": 64,
+            "original_max_position_embeddings": 4096,
+            "beta": 4,
+            "alpha": 1,
+            "apply_scale": False,
+        },
+    ),
+    ("zero-factor", yarn(1e6, 64, 4096, attention_factor=0.0), None),
+    ("no-original", {"rope_type": "yarn", "rope_theta": 1e6, "factor": 2.0}, None),
+    ("null-factor", {**yarn(1e6, 1, 4096), "factor": None}, None),
+    (
+        "older-key-wins",
+        {
+            "rope_parameters": yarn(1e6, 8, 1024),
+            "rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 2048},
+            "rope_theta": 7e4,
+        },
+        None,
+    ),
+    ("ministral-3-default", None, None),
 ]
+SCALED_QUERIES = ("ministral-3", "ministral-3-default")  # of the class that multiplies queries
 
 
-def record(name: str, rope: dict[str, Any], native: dict[str, Any] | None) -> dict[str, Any]:
+def short(values: torch.Tensor) -> list[float]:
+    """Nine digits tell every float32 from its neighbours."""
+    return [float(f"{value:.9g}") for value in values.tolist()]
+
+
+def record(name: str, rope: dict[str, Any] | None, native: dict[str, Any] | None) -> dict[str, Any]:
     """One case: its two config forms, and the table that transformers makes of the first."""
-    config = MistralConfig(
-        hidden_size=512,
-        num_attention_heads=4,
-        head_dim=128,
-        max_position_embeddings=262144,
-        rope_parameters=dict(rope),
+    scaled = name in SCALED_QUERIES
+    whole = rope is not None and "rope_parameters" in rope
+    fields: dict[str, Any] = rope if whole and rope else {"rope_parameters": rope}
+    fields = {"model_type": "ministral3" if scaled else "mistral", **fields}
+    config = (Ministral3Config if scaled else MistralConfig).from_dict(
+        {
+            "hidden_size": 512,
+            "num_attention_heads": 4,
+            "head_dim": 128,
+            "max_position_embeddings": 262144,
+            **json.loads(json.dumps(fields)),  # it is changed in place
+        }
     )
+    used = config.rope_parameters
     inverse, factor = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
-    angles = torch.tensor(POSITIONS, dtype=torch.float32)[:, None] * inverse[None, :]
+    positions = POSITIONS if native is None else FAR_POSITIONS
+    angles = torch.tensor(positions, dtype=torch.float32)[:, None] * inverse[None, :]
     angles = angles.double()
+    beta = used.get("llama_4_scaling_beta", 0.0)
+    scaling = [beta, used["original_max_position_embeddings"]] if scaled else [0.0, 0.0]
+    if native is not None:
+        native = {"rope_theta": used["rope_theta"], "yarn": native}
+        if scaled:
+            block = {"beta": scaling[0], "original_max_position_embeddings": scaling[1]}
+            native["llama_4_scaling"] = block
     return {
         "name": name,
-        "hf": rope,
-        "native": None if native is None else {"theta": rope["rope_theta"], **native},
-        "positions": POSITIONS,
+        "hf": fields,
+        "native": native,
+        "positions": positions,
         "attention_factor": float(factor),
-        "inverse": inverse.double().tolist(),
-        "cos": (angles.cos() * factor).float().double().tolist(),
-        "sin": (angles.sin() * factor).float().double().tolist(),
+        "scaling": scaling,
+        "inverse": short(inverse),
+        "cos": [short(row) for row in (angles.cos() * factor).float()],
+        "sin": [short(row) for row in (angles.sin() * factor).float()],
     }
 
 

@@ -1,12 +1,13 @@
 """Rotary tables and the YaRN parameters of both config layouts.
 
-Golden values of Mistral Medium 3.5 are from model-spec 1.3; yarn_golden.json holds what
+Golden values of Mistral Medium 3.5 are from model-spec 1.3; golden/yarn.json holds what
 transformers' own function gives for other configurations (tools/record_yarn_golden.py).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ import numpy as np
 import pytest
 
 from mmengine import errors
-from mmengine._testing_model import read_config, rope_table
+from mmengine._testing_model import equal_configs, read_config, rope_table
+from support.family import (
+    DEVSTRAL_HF,
+    DEVSTRAL_PARAMS,
+    MEDIUM_HF,
+    ROPE,
+    write_config,
+)
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "yarn.json").read_text())
 HF = {
@@ -116,20 +124,40 @@ def test_table_of_medium(tmp_path: Path) -> None:
         np.testing.assert_allclose(sin[row, pairs], expected[position][1], rtol=0, atol=2e-6)
 
 
+def forms(case: dict[str, Any], directory: Path) -> list[str]:
+    """The directories of the case's config.json and, where there is one, of its params.json."""
+    paths = []
+    for name, base, fields in (
+        ("config.json", HF, case["hf"]),
+        ("params.json", NATIVE, case["native"]),
+    ):
+        if fields is None:
+            continue
+        path = directory / name.removesuffix(".json")
+        path.mkdir()
+        (path / name).write_text(json.dumps({**base, "architectures": None, **fields}))
+        paths.append(str(path))
+    return paths
+
+
+def test_many_recorded_cases_have_both_forms() -> None:
+    assert sum(case["native"] is not None for case in GOLDEN) >= 6
+
+
 @pytest.mark.parametrize("case", GOLDEN, ids=[case["name"] for case in GOLDEN])
 def test_tables_equal_transformers(case: dict[str, Any], tmp_path: Path) -> None:
-    paths = []
-    for form, make in (("hf", hf), ("native", native)):
-        if case[form] is not None:
-            (tmp_path / form).mkdir()
-            paths.append(make(tmp_path / form, **case[form]))
-    for path in paths:
+    for path in forms(case, tmp_path):
         inverse, cos, sin = rope_table(path, 128, case["positions"])
-        factor = read_config(path)[0]["rope_attention_factor"]
-        assert factor == pytest.approx(case["attention_factor"], rel=1e-12)
+        config, warnings = read_config(path)
+        assert config["rope_attention_factor"] == pytest.approx(case["attention_factor"], rel=1e-12)
+        assert config["rope_scaling"] == tuple(case["scaling"])
+        assert warnings == []
         np.testing.assert_allclose(inverse, case["inverse"], rtol=1e-7, atol=0)
-        np.testing.assert_allclose(cos, case["cos"], rtol=0, atol=2e-6)
-        np.testing.assert_allclose(sin, case["sin"], rtol=0, atol=2e-6)
+        # torch's f32 power may be off by its last bit, which turns far positions by this much.
+        turned = np.outer(case["positions"], np.abs(inverse - np.array(case["inverse"])))
+        allowed = 2e-6 + config["rope_attention_factor"] * turned
+        assert (np.abs(cos - case["cos"]) <= allowed).all()
+        assert (np.abs(sin - case["sin"]) <= allowed).all()
 
 
 def test_both_files_of_medium_give_equal_configs(tmp_path: Path) -> None:
@@ -167,4 +195,78 @@ def test_bad_yarn_fields_are_named(changes: dict[str, Any], field: str, tmp_path
 def test_query_scaling_is_refused(tmp_path: Path) -> None:
     path = hf(tmp_path, rope_type="default", rope_theta=1e6, llama_4_scaling_beta=0.1)
     with pytest.raises(errors.UnsupportedModelError, match="llama_4_scaling_beta"):
+        read_config(path)
+
+
+MISTAKE = {"mscale": 1.0, "mscale_all_dim": 1.0}
+
+
+def medium(directory: Path, changes: dict[str, Any], **rope: Any) -> tuple[float, list[str]]:
+    """Attention factor and warnings of Medium 3.5's text config as ministral3, with changes."""
+    config = {**DEVSTRAL_HF, "rope_parameters": {**ROPE, **rope}, **changes}
+    found, warnings = read_config(write_config(directory, config))
+    return found["rope_attention_factor"], warnings
+
+
+def test_the_first_config_of_medium_is_repaired(tmp_path: Path) -> None:
+    factor, warnings = medium(tmp_path / "text", {}, **MISTAKE)
+    assert factor == FACTOR
+    assert len(warnings) == 1
+    assert "rope_parameters.mscale_all_dim is 1, a known mistake" in warnings[0]
+    assert "1.41589" in warnings[0]
+    nested = write_config(
+        tmp_path / "whole", MEDIUM_HF, **{"text_config.rope_parameters.mscale_all_dim": 1.0}
+    )
+    config, warnings = read_config(nested)
+    assert config["rope_attention_factor"] == FACTOR
+    assert sum("text_config.rope_parameters.mscale_all_dim" in line for line in warnings) == 1
+    assert equal_configs(nested, write_config(tmp_path / "right", MEDIUM_HF))
+
+
+@pytest.mark.parametrize(
+    ("changes", "rope", "factor"),
+    [
+        ({"hidden_size": 12416}, MISTAKE, 1.0),
+        ({"num_hidden_layers": 87}, MISTAKE, 1.0),
+        ({}, {**MISTAKE, "factor": 32.0}, 1.0),
+        ({}, {**MISTAKE, "original_max_position_embeddings": 8192}, 1.0),
+        ({}, {**MISTAKE, "attention_factor": 1.0}, 1.0),
+        ({}, {"mscale": 1.0, "mscale_all_dim": 0.5}, FACTOR / (0.05 * math.log(64) + 1)),
+    ],
+)
+def test_no_other_config_is_repaired(
+    changes: dict[str, Any], rope: dict[str, Any], factor: float, tmp_path: Path
+) -> None:
+    found, warnings = medium(tmp_path, changes, **rope)
+    assert found == pytest.approx(factor, rel=1e-12)
+    assert warnings == []
+
+
+@pytest.mark.parametrize("beta", [None, 0, 0.0, "absent"])
+def test_scaling_of_queries_is_off_without_a_beta(beta: Any, tmp_path: Path) -> None:
+    block = {} if beta == "absent" else {"llama_4_scaling_beta": beta}
+    rope = {name: ROPE[name] for name in ROPE if name != "llama_4_scaling_beta"} | block
+    path = write_config(tmp_path / "hf", {**DEVSTRAL_HF, "rope_parameters": rope})
+    assert read_config(path)[0]["rope_scaling"] == (0.0, 0.0)
+    block = {} if beta == "absent" else {"beta": beta}
+    native = {
+        **DEVSTRAL_PARAMS,
+        "llama_4_scaling": {**block, "original_max_position_embeddings": 9},
+    }
+    assert read_config(write_config(tmp_path / "m", native))[0]["rope_scaling"] == (0.0, 0.0)
+
+
+def test_scaling_of_queries_in_both_forms(tmp_path: Path) -> None:
+    hf = {**DEVSTRAL_HF, "rope_parameters": {**ROPE, "llama_4_scaling_beta": 0.25}}
+    block = {"beta": 0.25, "original_max_position_embeddings": 4096}
+    first = write_config(tmp_path / "hf", hf)
+    second = write_config(tmp_path / "m", {**DEVSTRAL_PARAMS, "llama_4_scaling": block})
+    assert read_config(first)[0]["rope_scaling"] == (0.25, 4096.0)
+    assert equal_configs(first, second)
+
+
+def test_scaling_of_queries_without_its_context(tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e6, "llama_4_scaling_beta": 0.1}
+    path = write_config(tmp_path, {**DEVSTRAL_HF, "rope_parameters": rope})
+    with pytest.raises(errors.ModelFormatError, match="original_max_position_embeddings: missing"):
         read_config(path)
