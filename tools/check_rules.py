@@ -72,6 +72,7 @@ TESTS_OF_SOMETHING_ELSE = {
     "tests/api/test_conversations.py": "engine: conversations and their parsed answers",
     "tests/api/test_determinism.py": "engine: batches, chunks and threads change no bit",
     "tests/api/test_memory.py": "engine: what loading takes at its peak",
+    "tests/api/test_family_inputs.py": "load: damaged checkpoints of the Medium 3.5 family",
     "tests/api/test_mistral_text.py": "engine: text and chat on Mistral's own files",
     "tests/api/test_quality.py": "engine: perplexity of the demo model",
     "tests/api/test_requests.py": "engine: what a bad request is answered",
