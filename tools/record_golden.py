@@ -14,13 +14,12 @@ import hashlib
 import json
 import math
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from make_tiny_model import TinyModel, make_tiny_model, random_words, tiny_weights
+from make_tiny_model import TinyModel, make_tiny_model, random_ids, tiny_weights
 
 Array = npt.NDArray[Any]
 
@@ -59,35 +58,78 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "hidden": 56, "heads": 7, "kv_heads": 7, "head_dim": 8, "intermediate": 63, "vocab": 97,
         "layers": 1, "architecture": "mistral", "layout": "mistral", "seed": 8,
     },
+    # The proportions of Mistral Medium 3.5; 200 tokens pass the end of the first 64 thrice.
+    "mistral3_gqa12_head128_yarn": {
+        "hidden": 48, "heads": 12, "kv_heads": 1, "head_dim": 128, "intermediate": 112,
+        "rope_theta": 1e6, "architecture": "mistral3", "vision_layers": 1, "yarn_factor": 64.0,
+        "seed": 111,
+    },
+    "mistral3_bf16_native_sharded_scaled": {
+        "hidden": 64, "heads": 6, "kv_heads": 2, "head_dim": 32, "intermediate": 101,
+        "rope_theta": 1e6, "architecture": "mistral3", "vision_layers": 1, "layout": "mistral",
+        "dtype": "bf16", "shards": 3, "yarn_factor": 16.0, "yarn_context": 32, "beta_fast": 32.0,
+        "mscale_all_dim": 1.0, "scaling_beta": 0.1, "seed": 102,
+    },
+    "mistral3_old_prefix_tied": {
+        "hidden": 60, "heads": 4, "kv_heads": 2, "head_dim": 32, "intermediate": 99,
+        "rope_theta": 1e6, "architecture": "mistral3", "text_type": "mistral", "tied": True,
+        "prefix": "language_model.model.", "vision_layers": 1, "seed": 103,
+    },
+    "mistral3_bf16_old_prefix_scaled": {
+        "hidden": 56, "heads": 8, "kv_heads": 2, "head_dim": 16, "intermediate": 90, "layers": 3,
+        "rope_theta": 1e6, "architecture": "mistral3", "prefix": "language_model.model.",
+        "vision_layers": 2, "dtype": "bf16", "shards": 2, "yarn_factor": 8.0, "yarn_context": 16,
+        "scaling_beta": 0.25, "seed": 144,
+    },
+    "ministral3_mscale_ratio_scaled": {
+        "hidden": 51, "heads": 6, "kv_heads": 3, "head_dim": 48, "intermediate": 88,
+        "rope_theta": 1e5, "architecture": "ministral3", "yarn_factor": 40.0, "yarn_context": 50,
+        "beta_fast": 32.0, "mscale_all_dim": 0.5, "scaling_beta": 0.1, "seed": 135,
+    },
+    "ministral3_native_yarn": {
+        "hidden": 72, "heads": 4, "kv_heads": 1, "head_dim": 64, "intermediate": 130,
+        "rope_theta": 1e6, "architecture": "ministral3", "layout": "mistral", "yarn_factor": 64.0,
+        "yarn_context": 100, "seed": 126,
+    },
+    "mistral_yarn": {
+        "head_dim": 32, "architecture": "mistral", "yarn_factor": 4.0, "yarn_context": 40,
+        "beta_fast": 32.0, "seed": 107,
+    },
 }  # fmt: skip
 
 
 def token_ids(model: TinyModel) -> Array:
     """int64 [SEQUENCES, TOKENS], drawn from the seed."""
-    words = random_words([model.seed, 1], SEQUENCES * TOKENS)
-    return (words % np.uint64(model.vocab)).astype(np.int64).reshape(SEQUENCES, TOKENS)
+    return random_ids(model, 1, SEQUENCES, TOKENS)
 
 
 def drawn_ids(model: TinyModel) -> Array:
     """int64 [SEQUENCES, TOKENS, DRAWN]: the ids whose logits are recorded."""
-    words = random_words([model.seed, 2], SEQUENCES * TOKENS * DRAWN)
-    return (words % np.uint64(model.vocab)).astype(np.int64).reshape(SEQUENCES, TOKENS, DRAWN)
+    return random_ids(model, 2, SEQUENCES, TOKENS, DRAWN)
 
 
 def transformers_logits(options: dict[str, Any], ids: Array, dtype: str = "float32") -> Array:
     """Logits [sequences, tokens, vocab] by transformers, eager attention, of the HF twin of
-    TinyModel(**options); `dtype` is that of weights and activations."""
+    TinyModel(**options); `dtype` is that of weights and activations. BF16 logits come as float32.
+    ValueError if a tensor of the files is not used, or one of the model not found."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    mistral3 = options.get("architecture") == "mistral3"
+    kind = AutoModelForImageTextToText if mistral3 else AutoModelForCausalLM
     with tempfile.TemporaryDirectory() as directory:
         make_tiny_model(directory, **{**options, "layout": "hf"})
-        loaded = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=getattr(torch, dtype), attn_implementation="eager"
+        loaded, report = kind.from_pretrained(
+            directory,
+            dtype=getattr(torch, dtype),
+            attn_implementation="eager",
+            output_loading_info=True,
         )
+        if wrong := {what: names for what, names in report.items() if names}:
+            raise ValueError(f"transformers and the files differ: {wrong}")
         with torch.inference_mode():
             out = loaded(torch.from_numpy(ids), use_cache=False).logits
-        result: Array = out.numpy()
+        result: Array = (out.float() if out.dtype == torch.bfloat16 else out).numpy()
         return result
 
 
@@ -131,7 +173,7 @@ def record(name: str, options: dict[str, Any], directory: Path) -> dict[str, Any
     stored = summary(model, single)
     np.savez_compressed(directory / f"{name}.npz", **stored)
     return {
-        "options": asdict(model),
+        "options": options,
         "weights_sha256": weights_digest(model),
         "smallest_top1_gap": round(gap, 6),
         "largest_logit": round(float(np.abs(single).max()), 2),
