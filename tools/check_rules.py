@@ -71,6 +71,7 @@ RAW_MEMORY = re.compile(
 TESTS_OF_SOMETHING_ELSE = {
     "tests/api/test_conversations.py": "engine: conversations and their parsed answers",
     "tests/api/test_determinism.py": "engine: batches, chunks and threads change no bit",
+    "tests/api/test_family.py": "engine: Mistral 3 in every form, FP8 in any company",
     "tests/api/test_memory.py": "engine: what loading takes at its peak",
     "tests/api/test_family_inputs.py": "load: damaged checkpoints of the Medium 3.5 family",
     "tests/api/test_mistral_text.py": "engine: text and chat on Mistral's own files",
@@ -82,10 +83,12 @@ TESTS_OF_SOMETHING_ELSE = {
     "tests/kernels/test_quant.py": "inputs that stages quantise for the next weight",
     "tests/kernels/test_stages.py": "ops of every backend that have no file of their own",
     "tests/model/test_config_family.py": "config: both layouts of the Medium 3.5 family",
+    "tests/model/test_fp8.py": "decoder on FP8 linears with quantised inputs",
     "tests/model/test_oracle.py": "decoder against transformers",
     "tests/python/test_cli_model.py": "the installed mm-run with the demo model",
     "tests/python/test_gguf.py": "gguf_reader and convert_gguf together",
     "tests/runtime/test_protocol.py": "scheduler, cache and a fake model together",
+    "tests/support/test_tiny.py": "tools/tiny: what tiny checkpoints hold",
 }
 
 

@@ -81,7 +81,7 @@ def make_tiny_model(directory: str | Path, **options: Any) -> Path:
     return path
 
 
-def make_tiny_draft(directory: str | Path, layers: int = 2, **options: Any) -> Path:
+def make_tiny_draft(directory: str | Path, draft_layers: int = 2, **options: Any) -> Path:
     """Writes the EAGLE draft head of the target TinyModel(**options) into `directory` (made if
     missing) and returns its path: params.json and one consolidated file, always in the Mistral
     layout, without embeddings and head. ValueError on bad options."""
@@ -89,10 +89,11 @@ def make_tiny_draft(directory: str | Path, layers: int = 2, **options: Any) -> P
     check(model)
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
-    config = native_config(replace(model, layers=layers, vision_layers=0))
+    config = native_config(replace(model, layers=draft_layers, vision_layers=0))
     write_json(path / "params.json", config)
-    named = (native(model, name, tensor) for name, tensor in stored_draft(model, layers).items())
-    write_tensors(path, "consolidated", dict(named), 1)
+    tensors = stored_draft(model, draft_layers)
+    named = dict(native(model, name, tensor) for name, tensor in tensors.items())
+    write_tensors(path, "consolidated", named, 1)
     return path
 
 
