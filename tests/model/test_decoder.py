@@ -7,6 +7,7 @@ because no two best logits lie within twice the bound, so "same top-1" has one r
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,40 @@ def test_logits_equal_transformers(name: str, device: str, tmp_path: Path) -> No
             for what, difference in off.items():
                 at = np.unravel_index(difference.argmax(), difference.shape)
                 assert difference.max() <= BOUND, f"sequence {row}, {what}: worst at {at}"
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_the_numpy_oracle_equals_transformers(name: str) -> None:
+    """What stands for transformers where it cannot go: FP8, and the tests of this folder."""
+    model = TinyModel(**CONFIGURATIONS[name])
+    actual = numpy_llama.logits(model, stored_values(model), token_ids(model)[0])
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        expected = {what: file[what][0] for what in file.files}
+    np.testing.assert_array_equal(actual.argmax(axis=-1), expected["top1"])
+    chosen = np.take_along_axis(actual, drawn_ids(model)[0], axis=-1)
+    np.testing.assert_allclose(chosen, expected["drawn_logits"], rtol=0, atol=BOUND)
+
+
+FEATURES: dict[str, dict[str, Any]] = {
+    "no_yarn": {"yarn_factor": 0.0},
+    "factor": {"yarn_factor": 12.0},
+    "original_context": {"yarn_context": 20},
+    "beta_fast": {"beta_fast": 32.0},
+    "beta_slow": {"beta_slow": 0.25},
+    "attention_factor": {"mscale_all_dim": 1.0},
+    "query_scaling": {"scaling_beta": 0.1},
+    "theta": {"rope_theta": 1e5},
+}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_a_feature_left_out_would_be_seen(feature: str) -> None:
+    """Each of them moves the logits of a recorded model far beyond the bound."""
+    model = TinyModel(**CONFIGURATIONS["mistral3_gqa12_head128_yarn"])
+    weights, ids = stored_values(model), token_ids(model)[0]
+    changed = replace(model, **FEATURES[feature])
+    difference = numpy_llama.logits(changed, weights, ids) - numpy_llama.logits(model, weights, ids)
+    assert np.abs(difference).max() > 1000 * BOUND
 
 
 LAYOUTS: dict[str, dict[str, Any]] = {
