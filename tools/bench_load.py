@@ -64,7 +64,7 @@ def layer_tensors(rng: np.random.Generator, layer: int, dtype: str) -> dict[str,
 
 
 def make_checkpoint(folder: Path, total_bytes: int, dtype: str) -> int:
-    """A checkpoint of about `total_bytes` in shards of about 1 GB; returns the bytes of its files."""
+    """A checkpoint of about `total_bytes` in shards of 1 GB; returns the bytes of its files."""
     rng = np.random.default_rng(0)
     wide = "bf16" if dtype == "fp8" else dtype
     table = (rng.random((VOCAB, HIDDEN), np.float32) - np.float32(0.5)).astype(DTYPES[wide])

@@ -97,6 +97,9 @@ ModelInfo describe(const ModelConfig& config, const Checkpoint& checkpoint,
   info.rope_factor = config.rope.factor;
   info.rope_original_context = config.rope.original_context;
   info.rope_attention_factor = config.rope.attention_factor;
+  info.rope_beta_fast = config.rope.beta_fast;
+  info.rope_beta_slow = config.rope.beta_slow;
+  info.rope_truncate = config.rope.truncate;
   info.rope_scaling_beta = config.rope.scaling_beta;
   info.rope_scaling_context = config.rope.scaling_context;
   info.norm_eps = config.norm_eps;

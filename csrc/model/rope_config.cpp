@@ -167,7 +167,9 @@ RopeConfig read_mistral_rope(const Fields& fields) {
       required(yarn, "original_max_position_embeddings", kMaxContext, "a number of tokens");
   config.beta_fast = number_or(yarn, "beta", kMaxBeta, 32);
   config.beta_slow = number_or(yarn, "alpha", kMaxBeta, 1);
-  config.attention_factor = yarn.flag("apply_scale", true) ? magnitude(config.factor, 1) : 1.0;
+  const double factor = yarn.flag("apply_scale", true) ? magnitude(config.factor, 1) : 1.0;
+  config.attention_factor = yarn.number("attention_factor", 0, kMaxScale, factor);
+  config.truncate = yarn.flag("truncate", true);
   return config;
 }
 

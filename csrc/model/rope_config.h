@@ -30,7 +30,8 @@ struct RopeConfig {
 // was published with a wrong attention factor, Medium 3.5's first, is repaired with a warning.
 RopeConfig read_hf_rope(const Fields& fields, bool ministral, std::vector<std::string>& warnings);
 
-// params.json: rope_theta, yarn and llama_4_scaling.
+// params.json: rope_theta, yarn and llama_4_scaling. Where these words cannot say what an HF config
+// says, an engine directory has yarn.attention_factor and yarn.truncate beside them.
 RopeConfig read_mistral_rope(const Fields& fields);
 
 }  // namespace mmengine

@@ -30,6 +30,7 @@ WeightDtype = Literal["bf16", "f32", "fp8"]
 
 FORMAT = 1
 _E4M3_MAX = 448.0
+_WEIGHT_ONLY = {"qformat_weight": "fp8_e4m3", "qscheme_act": "WEIGHT_ONLY"}
 _PIECE_ITEMS = 4 << 20
 _HASH_BYTES = 4 << 20
 _STORED = {"bf16": ("BF16", 2), "f32": ("F32", 4), "fp8": ("F8_E4M3", 1)}
@@ -49,7 +50,9 @@ def convert(
     """Writes `source` (GGUF file, or directory in HF or Mistral layout) as an engine directory.
 
     weight_dtype is the type of the matrices: "bf16", "f32", or "fp8" (E4M3 codes with one F32
-    scale a row, embedding and head included); norms stay F32. `force` replaces an older engine
+    scale a row, embedding and head included); norms stay F32. Linears that are FP8 already keep
+    codes and scales, those of their inputs too, under "fp8"; else they become what they stand for
+    and their inputs are no longer rounded. `force` replaces an older engine
     directory. `progress` is that of mmengine.progress.bar. Returns `destination`, resolved.
 
     Raises UsageError for the arguments and the destination, ModelNotFoundError,
@@ -73,10 +76,9 @@ def convert(
             origin = {"name": opened.name, "size": source_bytes, **_digest(opened.inputs, advance)}
             params = dict(opened.params)
             if dtype == "fp8":
-                params["quantization"] = {
-                    "qformat_weight": "fp8_e4m3",
-                    "qscheme_act": "WEIGHT_ONLY",
-                }
+                params.setdefault("quantization", _WEIGHT_ONLY)
+            else:
+                params.pop("quantization", None)
             output.write_json("params.json", params)
             for name, data in opened.texts.items():
                 with output.file(name) as file:
@@ -153,9 +155,14 @@ def _safetensors_header(tensors: dict[str, SourceTensor], dtype: WeightDtype) ->
             add(name, "F32", tensor.shape, 4)
             continue
         add(name, _STORED[dtype][0], tensor.shape, _STORED[dtype][1])
-        if dtype == "fp8":
-            scale_name = name.removesuffix(".weight") + ".qscale_weight"
-            add(scale_name, "F32", tensor.shape[:1], 4)
+        if dtype != "fp8":
+            continue
+        stem, scale_shape = name.removesuffix(".weight"), tensor.shape[:1]
+        if tensor.fp8 is not None:
+            scale_shape = tensor.fp8.weight_scale.shape
+        add(f"{stem}.qscale_weight", "F32", scale_shape, 4)
+        if tensor.fp8 is not None and tensor.fp8.input_scale is not None:
+            add(f"{stem}.qscale_act", "F32", tensor.fp8.input_scale.shape, 4)
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, end
@@ -172,12 +179,15 @@ def _write_tensor(
         _put(file, values, advance)
         return
     rows, columns = tensor.shape
+    stored = tensor.fp8 if dtype == "fp8" else None
     step = max(1, _PIECE_ITEMS // columns // tensor.row_step) * tensor.row_step
     scales = []
     for start in range(0, rows, step):
         values = tensor.read(start, min(rows, start + step))
         _check_finite(values, start, tensor, _LARGEST[dtype])
-        if dtype == "fp8":
+        if stored is not None:
+            _put(file, stored.codes(start, min(rows, start + step)), advance)
+        elif dtype == "fp8":
             codes, scale = quantize_fp8(values)
             scales.append(scale)
             _put(file, codes, advance)
@@ -185,6 +195,10 @@ def _write_tensor(
             _put(file, _ENCODERS[dtype](values), advance)
     if scales:
         _put(file, np.concatenate(scales), advance)
+    if stored is not None:
+        _put(file, stored.weight_scale, advance)
+        if stored.input_scale is not None:
+            _put(file, stored.input_scale, advance)
 
 
 def quantize_fp8(

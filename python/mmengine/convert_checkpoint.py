@@ -1,28 +1,41 @@
 """A checkpoint directory in HF or Mistral layout as a source of the converter.
 
-Dense Llama and Mistral models with F32, F16 or BF16 weights. The loader's own reader checks config
-and files first: what it refuses is refused here with the same error. HF files keep the rows of the
-query and key projections in half-split RoPE order; they are put back into the native order
-(adjacent pairs) head by head.
+Dense Llama and Mistral models with F32, F16, BF16 or FP8 weights. The loader's own reader checks
+config and files first: what it refuses is refused here with the same error. HF files keep
+the rows of the query and key projections in half-split RoPE order; they are put back into the
+native order (adjacent pairs) head by head.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmengine.convert_source import Source, SourceTensor, check_shape, native_shapes
+from mmengine.convert_source import (
+    Source,
+    SourceTensor,
+    StoredFp8,
+    check_shape,
+    native_shapes,
+)
 from mmengine.errors import ModelFormatError, UnsupportedModelError
 from mmengine.files import read_bytes, read_object
 from mmengine.messages import quoted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     import numpy.typing as npt
 
-_DTYPES = ("F32", "F16", "BF16")
+    Read = Callable[[int, int], npt.NDArray[Any]]
+
+_FP8 = "F8_E4M3"
+_DTYPES = ("F32", "F16", "BF16", _FP8)
+_SCHEMES = {"static": "TENSOR", "dynamic": "NO_SCALES", "weights only": "WEIGHT_ONLY"}
 _TEXTS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -82,7 +95,11 @@ def open_checkpoint(directory: Path) -> Source:
             file=str(directory),
         )
     source = directory / ("params.json" if native else "config.json")
-    params = _params(config, directory=directory)
+    params = _params(config, found["quantization"])
+    if found["vision"] is not None:
+        logging.getLogger("mmengine").warning(
+            "%s: the vision tower is left out; the result takes text only", directory.name
+        )
     files, located = _locate(directory, native)
     tensors = {}
     for name, shape in native_shapes(params).items():
@@ -95,51 +112,105 @@ def open_checkpoint(directory: Path) -> Source:
                 file=str(directory),
                 tensor=_stored_names(name, native)[0],
             )
-        tensor, label = located[stored[0]]
-        check_shape(label, stored[0], tuple(tensor.get_shape()), shape)
-        if tensor.get_dtype() not in _DTYPES:
+        tensor = located[stored[0]]
+        label = f"{tensor.path.name}: tensor {quoted(stored[0])}"
+        check_shape(label, stored[0], tensor.shape, shape)
+        if tensor.dtype not in _DTYPES:
             raise UnsupportedModelError(
-                f"{label}: dtype {tensor.get_dtype()}, expected one of {', '.join(_DTYPES)}",
+                f"{label}: dtype {tensor.dtype}, expected one of {', '.join(_DTYPES)}",
                 tensor=stored[0],
             )
         permuted = not native and name.endswith(("attention.wq.weight", "attention.wk.weight"))
         step = params["head_dim"] if permuted else 1
-        tensors[name] = SourceTensor(shape, label, _reader(tensor, len(shape), step), step)
+        read = _reader(tensor, step)
+        if tensor.dtype == _FP8:
+            fp8 = _stored_fp8(read, _scales(stored[0], located, native), step)
+            tensors[name] = SourceTensor(shape, label, _dequantised(fp8), step, fp8)
+        else:
+            tensors[name] = SourceTensor(shape, label, _as_float32(read), step)
     _check_tokenizer(directory, params)
     texts = {name: read_bytes(directory / name) for name in _TEXTS if (directory / name).is_file()}
     return Source(directory.name, [source, *files], params, tensors, texts)
 
 
-def _reader(tensor: Any, rank: int, head_dim: int) -> Any:
-    def read(start: int, stop: int) -> npt.NDArray[np.float32]:
+def _reader(tensor: _StoredTensor, head_dim: int) -> Read:
+    """Rows in the stored dtype and the native order; head_dim 1: they are in it already."""
+
+    def read(start: int, stop: int) -> npt.NDArray[Any]:
         import numpy as np
 
-        values = tensor[:].reshape(1, -1) if rank == 1 else tensor[start:stop]
-        if head_dim > 1:
-            split = values.reshape(-1, 2, head_dim // 2, values.shape[1])
-            values = split.transpose(0, 2, 1, 3).reshape(values.shape)
-        return np.ascontiguousarray(values, dtype=np.float32)
+        vector = len(tensor.shape) == 1
+        values = tensor.all().reshape(1, -1) if vector else tensor.rows(start, stop)
+        return np.ascontiguousarray(_native_rows(values, head_dim))
 
     return read
 
 
-def _params(config: dict[str, Any], *, directory: Path) -> dict[str, Any]:
+def _native_rows(values: npt.NDArray[Any], head_dim: int) -> npt.NDArray[Any]:
+    """Rows (j, j + head_dim / 2) of every head side by side."""
+    if head_dim == 1:
+        return values
+    split = values.reshape(-1, 2, head_dim // 2, *values.shape[1:])
+    return split.swapaxes(1, 2).reshape(values.shape)
+
+
+def _as_float32(read: Read) -> Read:
+    def rows(start: int, stop: int) -> npt.NDArray[np.float32]:
+        import numpy as np
+
+        return read(start, stop).astype(np.float32)
+
+    return rows
+
+
+def _scales(
+    name: str, located: dict[str, _StoredTensor], native: bool
+) -> list[npt.NDArray[np.float32] | None]:
+    """Of the weight and of its input, float32, at least rank 1; None: the file has none."""
+    import numpy as np
+
+    stem = name.removesuffix(".weight")
+    suffixes = (
+        ("qscale_weight", "qscale_act") if native else ("weight_scale_inv", "activation_scale")
+    )
+    found = (located.get(f"{stem}.{suffix}") for suffix in suffixes)
+    return [
+        None if entry is None else np.atleast_1d(entry.all().astype(np.float32)) for entry in found
+    ]
+
+
+def _stored_fp8(
+    read: Read, scales: list[npt.NDArray[np.float32] | None], head_dim: int
+) -> StoredFp8:
+    import numpy as np
+
+    weight_scale, input_scale = scales
+    assert weight_scale is not None, "the loader's reader has checked that it is there"
+    if len(weight_scale) > 1:
+        weight_scale = np.ascontiguousarray(_native_rows(weight_scale, head_dim))
+
+    def codes(start: int, stop: int) -> npt.NDArray[np.uint8]:
+        return read(start, stop).view(np.uint8)
+
+    return StoredFp8(codes, weight_scale, input_scale)
+
+
+def _dequantised(fp8: StoredFp8) -> Read:
+    def rows(start: int, stop: int) -> npt.NDArray[np.float32]:
+        import ml_dtypes
+        import numpy as np
+
+        values = fp8.codes(start, stop).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+        scale = fp8.weight_scale
+        values *= scale if len(scale) == 1 else scale[start:stop, None]
+        return np.asarray(values, np.float32)
+
+    return rows
+
+
+def _params(config: dict[str, Any], quantization: str) -> dict[str, Any]:
     """The config as the loader reads it, in the words of params.json."""
-    if config["rope_factor"] != 1 or config["rope_attention_factor"] != 1:
-        raise UnsupportedModelError(
-            f"{directory.name}: its RoPE is scaled (YaRN, factor {config['rope_factor']:g}), which "
-            "is not supported in a conversion; load the directory itself",
-            where=directory.name,
-            file=str(directory),
-        )
-    if config["rope_scaling_beta"] != 0:
-        raise UnsupportedModelError(
-            f"{directory.name}: its queries are scaled by position (llama_4_scaling), which is not "
-            "supported in a conversion; load the directory itself",
-            where=directory.name,
-            file=str(directory),
-        )
-    return {
+    params = {
         "dim": config["hidden_size"],
         "n_layers": config["num_layers"],
         "n_heads": config["num_heads"],
@@ -153,6 +224,24 @@ def _params(config: dict[str, Any], *, directory: Path) -> dict[str, Any]:
         "max_position_embeddings": config["max_context"],
         "mmengine": {"format": 1, "eos_token_ids": config["eos_ids"]},
     }
+    if config["rope_original_context"]:
+        params["yarn"] = {
+            "original_max_position_embeddings": int(config["rope_original_context"]),
+            "factor": config["rope_factor"],
+            "beta": config["rope_beta_fast"],
+            "alpha": config["rope_beta_slow"],
+            "attention_factor": config["rope_attention_factor"],
+            "truncate": config["rope_truncate"],
+        }
+    if config["rope_scaling_beta"]:
+        params["llama_4_scaling"] = {
+            "original_max_position_embeddings": int(config["rope_scaling_context"]),
+            "beta": config["rope_scaling_beta"],
+        }
+    for word, scheme in _SCHEMES.items():
+        if word in quantization:
+            params["quantization"] = {"qformat_weight": "fp8_e4m3", "qscheme_act": scheme}
+    return params
 
 
 def _check_tokenizer(directory: Path, params: dict[str, Any]) -> None:
@@ -184,15 +273,11 @@ def _check_tokenizer(directory: Path, params: dict[str, Any]) -> None:
             )
 
 
-def _locate(directory: Path, native: bool) -> tuple[list[Path], dict[str, tuple[Any, str]]]:
-    """The files with weights, and for each tensor its reader and its label for messages.
+def _locate(directory: Path, native: bool) -> tuple[list[Path], dict[str, _StoredTensor]]:
+    """The files with weights, and their tensors.
 
     Which file a tensor is taken from is the index's word where there is one, as in the loader.
     """
-    # Registers bfloat16 with numpy, by whose name safetensors looks it up.
-    import ml_dtypes  # noqa: F401
-    from safetensors import SafetensorError, safe_open
-
     stem = "consolidated" if native else "model"
     index = directory / f"{stem}.safetensors.index.json"
     assigned = read_object(index)["weight_map"] if index.is_file() else None
@@ -201,19 +286,43 @@ def _locate(directory: Path, native: bool) -> tuple[list[Path], dict[str, tuple[
     else:
         files = sorted(directory.glob(f"{stem}*.safetensors"))
         files = [path for path in files if native or _HF_SHARD.fullmatch(path.name)]
-    located: dict[str, tuple[Any, str]] = {}
+    located = {}
     for path in files:
-        try:
-            opened: Any = safe_open(path, framework="numpy")
-            for name in opened.keys():  # noqa: SIM118  it is no dict
-                if assigned is None or assigned.get(name) == path.name:
-                    label = f"{path.name}: tensor {quoted(name)}"
-                    located[name] = (opened.get_slice(name), label)
-        except (SafetensorError, OSError) as error:
-            raise ModelFormatError(
-                f"{path.name}: not a safetensors file: {quoted(str(error))}", file=str(path)
-            ) from error
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__" and (assigned is None or assigned.get(name) == path.name):
+                located[name] = _StoredTensor(path, 8 + length, entry)
     return files, located
+
+
+class _StoredTensor:
+    """A tensor of a safetensors file whose header the loader's reader has checked."""
+
+    def __init__(self, path: Path, start: int, entry: dict[str, Any]) -> None:
+        self.path, self._offset = path, start + entry["data_offsets"][0]
+        self.shape: tuple[int, ...] = tuple(entry["shape"])
+        self.dtype: str = entry["dtype"]
+
+    def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
+        import numpy as np
+
+        return np.array(self._mapped()[start:stop])
+
+    def all(self) -> npt.NDArray[Any]:
+        import numpy as np
+
+        return np.array(self._mapped())
+
+    def _mapped(self) -> npt.NDArray[Any]:
+        import ml_dtypes
+        import numpy as np
+
+        kinds = {"F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
+        kind = kinds.get(self.dtype, ml_dtypes.float8_e4m3fn)
+        # A fresh map each time: its pages leave memory with it.
+        return np.memmap(self.path, kind, "r", self._offset, self.shape)
 
 
 def _stored_names(native_name: str, native: bool) -> list[str]:

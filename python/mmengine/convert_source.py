@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Rows = npt.NDArray[np.float32]
+    Codes = npt.NDArray[np.uint8]
 
 _MAX_MESSAGE_NAMES = 8
 
@@ -37,6 +38,15 @@ _NUMBER_RANGES = {"norm_eps": (1e-12, 0.1), "rope_theta": (1.0, 1e12)}
 
 
 @dataclass(frozen=True)
+class StoredFp8:
+    """A matrix that the source has in E4M3 already, with its scales."""
+
+    codes: Callable[[int, int], Codes]  # rows [start, stop) as uint8 [stop - start, columns]
+    weight_scale: Rows  # float32, one or [rows]; value = code * scale
+    input_scale: Rows | None  # float32, one: the input's fixed scale
+
+
+@dataclass(frozen=True)
 class SourceTensor:
     """A matrix [rows, columns] or a vector (shape of rank 1, read as one row)."""
 
@@ -44,6 +54,7 @@ class SourceTensor:
     label: str  # "FILE: TENSOR", for messages
     read: Callable[[int, int], Rows]  # rows [start, stop) as float32 [stop - start, columns]
     row_step: int = 1  # start and stop are multiples of this
+    fp8: StoredFp8 | None = None
 
 
 @dataclass
@@ -52,7 +63,7 @@ class Source:
 
     name: str
     inputs: list[Path]  # every file that is read, for the manifest
-    params: dict[str, Any]  # params.json without "quantization"
+    params: dict[str, Any]  # params.json; "quantization" only where linears are fp8
     tensors: dict[str, SourceTensor]  # by native name, in the order of the output
     texts: dict[str, bytes]  # tokenizer files to write
     close: Callable[[], None] = field(default=lambda: None)

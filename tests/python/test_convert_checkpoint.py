@@ -274,27 +274,75 @@ def test_config_is_read_as_the_loader_reads_it(tmp_path: Path) -> None:
     assert params["mmengine"]["eos_token_ids"] == [2, 0]
 
 
-def test_scaled_rope_is_not_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_hf(tmp_path / "hf")
-    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
-    config_with(rope_scaling=yarn)(tmp_path / "hf")
-    with pytest.raises(UnsupportedModelError, match=r"rope_type|YaRN"):
-        convert(tmp_path / "hf", tmp_path / "out")
-    config_with()(tmp_path / "hf")
-    found = engine.inspect(tmp_path / "hf")
-    for name in ("rope_factor", "rope_attention_factor"):
-        scaled = found | {"config": found["config"] | {name: 4.0}}
-        monkeypatch.setattr(engine, "inspect", lambda path, scaled=scaled: scaled)
-        with pytest.raises(UnsupportedModelError, match="YaRN"):
-            convert(tmp_path / "hf", tmp_path / "out")
-    assert entries(tmp_path) == ["hf"]
+def values_of(path: Path) -> dict[str, np.ndarray]:
+    """float32 values of every tensor; safe_open does not give E4M3 to numpy."""
+    kinds = {"F32": np.float32, "BF16": BF16, "F8_E4M3": ml_dtypes.float8_e4m3fn}
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    values = {}
+    for name, entry in json.loads(data[8:start]).items():
+        begin, end = (start + offset for offset in entry["data_offsets"])
+        bits = np.frombuffer(data[begin:end], kinds[entry["dtype"]])
+        values[name] = bits.astype(np.float32).reshape(entry["shape"])
+    return values
 
 
-def test_fp8_checkpoint_is_not_converted(tmp_path: Path, source: Path) -> None:
-    convert(source, tmp_path / "fp8", "fp8")
-    with pytest.raises(UnsupportedModelError, match="F8_E4M3"):
-        convert(tmp_path / "fp8", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def logits_of(directory: Path) -> bytes:
+    with Engine(directory, device="cpu", weight_dtype="f32", max_context=128) as model:
+        return model.logits(range(3, 83)).tobytes()
+
+
+@pytest.mark.parametrize("layout", ["hf", "mistral"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"yarn_factor": 8.0},
+        {"yarn_factor": 8.0, "mscale_all_dim": 1.0},
+        {"yarn_factor": 8.0, "yarn_context": 16, "scaling_beta": 0.3},
+    ],
+    ids=["factor", "no attention factor", "scaled queries"],
+)
+def test_scaled_rope_stays_as_it_is(tmp_path: Path, layout: str, options: dict[str, Any]) -> None:
+    make_tiny_model(tmp_path / "in", architecture="ministral3", layout=layout, **options)
+    out = convert(tmp_path / "in", tmp_path / "out", "f32")
+    assert logits_of(out) == logits_of(tmp_path / "in")
+    again = convert(out, tmp_path / "again", "f32")
+    assert params_of(again) == params_of(out)
+
+
+def test_what_mistral_has_no_words_for_stays_as_it_is(tmp_path: Path) -> None:
+    make_tiny_model(tmp_path / "in", architecture="ministral3", yarn_factor=8.0)
+    path = tmp_path / "in" / "config.json"
+    config = json.loads(path.read_text())
+    config["rope_parameters"] |= {"truncate": False, "attention_factor": 1.3}
+    tiny_model.write_json(path, config)
+    out = convert(tmp_path / "in", tmp_path / "out", "f32")
+    assert engine.inspect(out)["config"]["rope_attention_factor"] == 1.3
+    assert logits_of(out) == logits_of(tmp_path / "in")
+
+
+@pytest.mark.parametrize("layout", ["hf", "mistral"])
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+@pytest.mark.parametrize("scales", ["tensor", "row"])
+def test_fp8_stays_as_it_is(tmp_path: Path, layout: str, activations: str, scales: str) -> None:
+    options = {"dtype": "fp8", "activations": activations, "fp8_scales": scales}
+    options |= {"architecture": "mistral3", "vision_layers": 1}
+    source = make_tiny_model(tmp_path / "in", layout=layout, **options)
+    native = make_tiny_model(tmp_path / "native", layout="mistral", **options)
+    out = convert(source, tmp_path / "out", "fp8")
+    assert engine.inspect(out)["quantization"] == f"fp8, {activations} activations"
+    assert engine.inspect(out)["vision"] is None
+    made, stored = (values_of(path / "consolidated.safetensors") for path in (out, native))
+    layers = [name for name in stored if name.startswith("layers.")]
+    assert sum(name.endswith("qscale_act") for name in layers) == (
+        14 if activations == "static" else 0
+    )
+    for name in layers:
+        assert np.array_equal(made[name].ravel(), stored[name].ravel()), name
+    with Engine(out, device="cpu", max_context=64) as model:
+        assert np.isfinite(model.logits(range(3, 40))).all()
+    assert logits_of(convert(source, tmp_path / "wide", "f32")) == logits_of(source)
+    assert "quantization" not in params_of(tmp_path / "wide")
 
 
 def write_tokenizer(folder: Path, tokens: list[str]) -> None:
