@@ -106,8 +106,9 @@ void read_hf_query_scaling(const Fields& rope, bool ministral, RopeConfig& confi
   // Other classes of transformers pass over the key, other engines do not: no answer is safe.
   if (!ministral) rope.unsupported("llama_4_scaling_beta", "0 or null but for ministral3");
   config.scaling_beta = beta;
-  config.scaling_context =
-      required(rope, "original_max_position_embeddings", kMaxContext, "a number of tokens");
+  config.scaling_context = config.yarn() ? config.original_context
+                                         : required(rope, "original_max_position_embeddings",
+                                                    kMaxContext, "a number of tokens");
 }
 
 // Medium 3.5's first config.json had mscale_all_dim 1, which makes the factor 1; its second has 0

@@ -265,6 +265,15 @@ def test_scaling_of_queries_in_both_forms(tmp_path: Path) -> None:
     assert equal_configs(first, second)
 
 
+def test_scaling_of_queries_takes_the_context_that_yarn_takes(tmp_path: Path) -> None:
+    """transformers fills an absent original length with the whole one, for both."""
+    rope = {name: ROPE[name] for name in ROPE if name != "original_max_position_embeddings"}
+    rope["llama_4_scaling_beta"] = 0.5
+    config, _ = read_config(write_config(tmp_path, {**DEVSTRAL_HF, "rope_parameters": rope}))
+    assert config["rope_scaling"] == (0.5, 262144.0)
+    assert config["rope_original_context"] == 262144.0
+
+
 def test_scaling_of_queries_without_its_context(tmp_path: Path) -> None:
     rope = {"rope_type": "default", "rope_theta": 1e6, "llama_4_scaling_beta": 0.1}
     path = write_config(tmp_path, {**DEVSTRAL_HF, "rope_parameters": rope})
