@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "bindings/errors.h"
+#include "bindings/forecast.h"
 #include "mmengine/mmengine.h"
 
 namespace py = pybind11;
@@ -265,6 +266,7 @@ PYBIND11_MODULE(_core, m) {
   bind_options(m);
   bind_results(m);
   m.def("inspect", &inspect, py::arg("directory"));
+  bind_forecast(m);
   py::class_<PyEngine>(m, "Engine")
       .def(py::init<const std::string&, const EngineOptions&>(), py::arg("directory"),
            py::arg("options"))

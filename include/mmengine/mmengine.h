@@ -3,6 +3,7 @@
 
 #include "mmengine/engine.h"
 #include "mmengine/error.h"
+#include "mmengine/forecast.h"
 #include "mmengine/types.h"
 
 #define MMENGINE_VERSION_MAJOR 0

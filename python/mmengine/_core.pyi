@@ -5,6 +5,7 @@ Errors are the classes of mmengine.errors. The GIL is free while an engine loads
 
 import enum
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,3 +205,10 @@ class Engine:
     def close(self) -> None: ...
 
 def inspect(directory: str) -> ModelInfo: ...
+def census(
+    directory: str, weight_dtype: str = "auto", text_only: bool = False, draft: bool = False
+) -> dict[str, Any]:
+    """What a model holds, from its config alone; the fields of mmengine::Census."""
+
+def forecast_cpu(directory: str, options: EngineOptions, text_only: bool = False) -> dict[str, Any]:
+    """Memory of an engine on the CPU, from its config alone; the fields of CpuForecast."""
