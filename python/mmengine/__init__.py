@@ -38,6 +38,7 @@ from mmengine.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from mmengine.engine import Engine, inspect
+    from mmengine.model_plan import ModelPlan, plan
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ __all__ = [
     "MemoryPlan",
     "ModelFormatError",
     "ModelNotFoundError",
+    "ModelPlan",
     "OutputError",
     "OverloadedError",
     "RequestError",
@@ -67,6 +69,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "inspect",
+    "plan",
 ]
 
 
@@ -76,4 +79,8 @@ def __getattr__(name: str) -> Any:
         from mmengine import engine
 
         return getattr(engine, name)
+    if name in ("ModelPlan", "plan"):
+        from mmengine import model_plan
+
+        return getattr(model_plan, name)
     raise AttributeError(f"module 'mmengine' has no attribute {name!r}")

@@ -74,6 +74,19 @@ def resolve_model(name: str, weight_dtype: str = "auto", progress: bool | None =
     raise _unknown(name)
 
 
+def config_path(name: str) -> Path:
+    """A directory with the config of `name`, for those who need no weights.
+
+    As resolve_model, but of a hub repository that is not in the cache only the config is
+    downloaded.
+    """
+    if os.path.exists(os.path.expanduser(name)) or not _HUB_NAME.fullmatch(name):
+        return resolve_model(name, progress=None)
+    from mmengine.cache_hub import fetch_config, hub_path
+
+    return hub_path(name, cache_root()) or fetch_config(name)
+
+
 def fetch(model: str, progress: bool | None = None) -> Path:
     """Downloads "smollm2" (its GGUF file) or a hub repository "org/name" (its directory).
 

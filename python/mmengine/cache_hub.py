@@ -22,6 +22,7 @@ from mmengine.progress import bar, watch_folder
 _MISTRAL_FILES = ["consolidated*.safetensors", "*.json"]
 _HF_FILES = ["model*.safetensors", "*.json"]
 _ALL_FILES = ["*.safetensors", "*.json"]
+_CONFIG_FILES = ["params.json", "config.json", "generation_config.json"]
 
 
 def hub_path(name: str, root: Path) -> Path | None:
@@ -80,6 +81,16 @@ def fetch_repository(name: str, root: Path, progress: bool | None) -> Path:
         raise _plain(name, error) from error
     _remember(name, root, Path(path))
     return Path(path)
+
+
+def fetch_config(name: str) -> Path:
+    """A snapshot of a hub repository that holds its config at least; no weight is downloaded."""
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_CONFIG_FILES))
+    except Exception as error:
+        raise _plain(name, error) from error
 
 
 def choose_patterns(files: list[str]) -> list[str]:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mmengine.cli_plan import PLAN_SETTINGS
+from mmengine.cli_plan import add_options as add_plan_options
 from mmengine.errors import UsageError
 from mmengine.messages import quoted
 from mmengine.settings import ENGINE_SETTINGS, MODEL, SAMPLING_SETTINGS, Setting, Value
@@ -134,6 +136,10 @@ def build_parser() -> argparse.ArgumentParser:
     inspect = verb("inspect", "show what a checkpoint holds", engine=False)
     _add_model(inspect)
     _add_json(inspect, "one JSON object")
+    plan = verb("plan", "say how much memory a model needs and what fits", engine=False)
+    _add_model(plan)
+    _add_settings(plan, PLAN_SETTINGS)
+    add_plan_options(plan)
     _add_perplexity(verb("perplexity", "measure the perplexity of a text"))
     _add_bench(verb("bench", "measure prefill and decode speed"))
     return root
@@ -146,7 +152,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
         if word == "--":
             break
         name = word.partition("=")[0]
-        if name in _UNSUPPORTED:
+        if name in _UNSUPPORTED and (first, name) != ("plan", "--draft"):
             raise UsageError(f"{name}: not supported by this version")
     if first.startswith("-") and first not in ("-", "--", "-h", "--help", "--version"):
         # Its value would be taken for the verb.
