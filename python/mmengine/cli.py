@@ -85,13 +85,14 @@ def _verb(
         verb = cli_measure.run_perplexity if args.verb == "perplexity" else cli_measure.run_bench
         verb(args, open_engine, output)
     else:
-        from mmengine import cli_models, cli_plan
+        from mmengine import cli_models, cli_plan, cli_verify
 
         verbs = {
             "convert": cli_models.run_convert,
             "fetch": cli_models.run_fetch,
             "inspect": cli_models.run_inspect,
             "plan": cli_plan.run_plan,
+            "verify": cli_verify.run_verify,
         }
         verbs[args.verb](args, output)
 

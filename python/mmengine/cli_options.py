@@ -140,6 +140,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(plan)
     _add_settings(plan, PLAN_SETTINGS)
     add_plan_options(plan)
+    verify = verb("verify", "check that a copy of a model is whole and undamaged", engine=False)
+    _add_model(verify)
+    _add_json(verify, "one JSON object")
     _add_perplexity(verb("perplexity", "measure the perplexity of a text"))
     _add_bench(verb("bench", "measure prefill and decode speed"))
     return root
