@@ -27,6 +27,7 @@ DTYPES: dict[str, dict[str, Any]] = {
     "fp8_static": {"dtype": "fp8", "activations": "static"},
     "fp8_static_f32_scales": {"dtype": "fp8", "activations": "static", "scale_dtype": "f32",
                               "scale_rank": 1, "sibling_scales": "differ"},
+    "fp8_static_row_scales": {"dtype": "fp8", "activations": "static", "fp8_scales": "row"},
     "fp8_dynamic": {"dtype": "fp8", "activations": "dynamic"},
 }  # fmt: skip
 FORMS: dict[str, dict[str, Any]] = {
