@@ -1,8 +1,6 @@
 // Scheduler: decides what the next step computes, and takes back what it found. Owns every
 // Sequence. Sees block ids, slots and token counts; never a device, never the runner. Engine thread
-// only.
-//
-// A sequence begins after the tokens whose KV the cache has already. First come, first served: each
+// only. A sequence begins after the tokens whose KV the cache has. First come, first served: each
 // step gives one row to every sequence that generates, and cuts the prompts of the oldest others to
 // `prefill_chunk` tokens together. When blocks run out, the youngest running sequence gives up its
 // KV and waits to be computed again; the pool holds at least one sequence of max_context, so the

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from mmengine.errors import (
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from mmengine.model_plan import ModelPlan, plan
 
 __version__ = "0.1.0"
+
+# Nothing is printed unless the program asks: without a handler, warnings would go to stderr.
+logging.getLogger("mmengine").addHandler(logging.NullHandler())
 
 __all__ = [
     "CancelledError",
