@@ -26,8 +26,8 @@ const char* quantization(const ModelConfig& config, const Checkpoint& checkpoint
   return "fp8, weights only";
 }
 
-std::optional<ModelInfo::Vision> vision(const ModelConfig& config, const Checkpoint& checkpoint) {
-  ModelInfo::Vision found;
+std::optional<VisionInfo> vision(const ModelConfig& config, const Checkpoint& checkpoint) {
+  VisionInfo found;
   for (const std::string& name : checkpoint.names()) {
     if (!is_vision(name)) continue;
     const HostTensor tensor = checkpoint.tensor(name);

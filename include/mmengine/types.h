@@ -101,6 +101,13 @@ struct MemoryPlan {
   KvDtype kv_dtype = KvDtype::bf16;  // resolved
 };
 
+// A vision tower; the last three count its projector, too. This version does not compute them.
+struct VisionInfo {
+  std::int64_t hidden_size = 0, intermediate_size = 0, num_layers = 0, num_heads = 0;
+  std::int64_t patch_size = 0, image_size = 0, spatial_merge_size = 0;
+  std::int64_t tensors = 0, parameters = 0, bytes = 0;
+};
+
 struct ModelInfo {
   std::string kind;                  // "model" | "draft head" (EAGLE; no embeddings, no head)
   std::string architecture, layout;  // layout: "hf" | "mistral"
@@ -119,13 +126,7 @@ struct ModelInfo {
   std::string weight_dtype;  // "f32", "bf16", "fp8": the format of most weights
   // As stored: "none", "fp8, weights only", "fp8, static activations", "fp8, dynamic activations".
   std::string quantization;
-  // The vision tower and its projector, where there are tensors of them. They are not computed.
-  struct Vision {
-    std::int64_t hidden_size = 0, intermediate_size = 0, num_layers = 0, num_heads = 0;
-    std::int64_t patch_size = 0, image_size = 0, spatial_merge_size = 0;
-    std::int64_t tensors = 0, parameters = 0, bytes = 0;
-  };
-  std::optional<Vision> vision;
+  std::optional<VisionInfo> vision;  // where there are tensors of a tower
   std::int64_t weights_bytes = 0;
   std::vector<std::string> warnings;
   struct Tensor {
