@@ -174,12 +174,9 @@ WeightPlan plan_decoder(const ModelConfig& config, const Checkpoint& checkpoint,
   if (checkpoint.has("lm_head")) {
     plan.weight("embed_tokens", {"embed_tokens"}, {config.vocab_size}, hidden, Role::embed);
     plan.weight("lm_head", {"lm_head"}, {config.vocab_size}, hidden, Role::lm_head);
-  } else if (config.tied_embeddings) {
-    plan.weight("lm_head", {"embed_tokens"}, {config.vocab_size}, hidden, Role::lm_head);
   } else {
-    throw Error(ErrorCode::model_format, checkpoint.source("embed_tokens").file,
-                "the checkpoint has no lm_head and its config does not tie it to the embeddings",
-                {.reason = "missing_tensor", .tensor = "lm_head"});
+    MM_CHECK(config.tied_embeddings, "plan_decoder", "no head, and none that is tied");
+    plan.weight("lm_head", {"embed_tokens"}, {config.vocab_size}, hidden, Role::lm_head);
   }
   for (std::int64_t l = 0; l < config.num_layers; ++l) {
     auto name = [l](const char* tensor) { return layer_name(l, tensor); };
