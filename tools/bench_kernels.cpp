@@ -114,7 +114,7 @@ int main(int argc, char** argv) {
         for (int pass = 0; pass < 5; ++pass) {
           const Stopwatch watch(threads);
           for (std::size_t c = 0; c < calls; ++c) {
-            backend->linear_residual({step, x.view, weights[c], residual.view});
+            backend->linear_residual({step, x.view, nullptr, weights[c], residual.view});
           }
           best = std::min(best, watch.seconds() / static_cast<double>(calls));
         }

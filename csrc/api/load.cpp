@@ -49,6 +49,20 @@ WeightFormat main_format(const WeightPlan& plan) {
 
 }  // namespace
 
+PlanOptions plan_options(const EngineOptions& options, int threads) {
+  PlanOptions plan;
+  plan.backend = backend_kind(options.device);
+  plan.threads = threads;
+  plan.weights = format_wish(options.weight_dtype);
+  plan.kv_dtype = options.kv_dtype;
+  plan.max_context = options.max_context;
+  plan.max_batch = options.max_batch;
+  plan.prefill_chunk = options.prefill_chunk;
+  plan.kv_blocks = options.kv_blocks;
+  plan.memory_bytes = options.memory_bytes > 0 ? options.memory_bytes : available_memory_bytes();
+  return plan;
+}
+
 LoadedModel load_model(const std::string& directory, const EngineOptions& options) {
   BackendOptions backend_options;
   backend_options.kind = backend_kind(options.device);
@@ -69,20 +83,12 @@ LoadedModel load_model(const std::string& directory, const EngineOptions& option
   }
   std::unique_ptr<Backend> backend = make_backend(backend_options);
 
-  PlanOptions plan_options;
-  plan_options.backend = backend_options.kind;
-  plan_options.threads = backend->threads();
-  plan_options.weights = format_wish(options.weight_dtype);
-  plan_options.kv_dtype = options.kv_dtype;
-  plan_options.max_context = options.max_context;
-  plan_options.max_batch = options.max_batch;
-  plan_options.prefill_chunk = options.prefill_chunk;
-  plan_options.kv_blocks = options.kv_blocks;
-  plan_options.memory_bytes =
-      options.memory_bytes > 0 ? options.memory_bytes : available_memory_bytes();
+  const PlanOptions options_of_plan = plan_options(options, backend->threads());
 
   LoadedModel model;
-  model.plan = make_plan(config, checkpoint, plan_options);
+  model.plan = make_plan(config, stored_weights(checkpoint), options_of_plan);
+  check_shapes(model.plan.decoder, config, checkpoint);
+  check_fits(model.plan);
   model.info = describe(config, checkpoint, std::move(warnings));
   model.info.weight_dtype = format_name(main_format(model.plan.decoder));
   model.memory = describe(model.plan, checkpoint);

@@ -30,6 +30,9 @@ ModelInfo describe(const ModelConfig& config, const Checkpoint& checkpoint,
                    std::vector<std::string> warnings);
 
 // Error{unsupported_model, "draft_head"} for the directory of a draft head.
+// threads: those of the backend; 0 = as many as it would take.
+PlanOptions plan_options(const EngineOptions& options, int threads);
+
 LoadedModel load_model(const std::string& directory, const EngineOptions& options);
 
 // Error{request} naming the field, the value and the range.

@@ -46,6 +46,12 @@ void check_weight(const char* op, const char* name, const Weight& weight, Role r
            ": expected scales for fp8 and for nothing else");
 }
 
+// Room for the scales of rows that have their own.
+void check_row_scale(const char* op, const Weight& weight, const float* scale) {
+  MM_CHECK(weight.quant != InputQuant::per_token || scale != nullptr, op,
+           "row scale: expected memory for an input quantised per token, got null");
+}
+
 void check_kv(const char* op, const KvView& kv, const BackendTraits& traits) {
   MM_CHECK(kv.dtype == DType::f32 || kv.dtype == DType::bf16, op, "kv: expected f32 or bf16, got ",
            dtype_name(kv.dtype));
@@ -131,6 +137,7 @@ void Backend::attention(const AttentionParams& p) {
   check_heads(kOp, p.consumer.spec.k, p.kv);
   check_matrix(kOp, "q", p.q, p.step.rows, p.consumer.spec.k);
   check_matrix(kOp, "out", p.out, p.step.rows, p.consumer.spec.k, p.consumer.input);
+  check_row_scale(kOp, p.consumer, p.out_scale);
   do_attention(p);
 }
 
@@ -142,6 +149,7 @@ void Backend::linear_residual(const LinearResidualParams& p) {
   check_weight(kOp, "weight", p.weight, role);
   check_matrix(kOp, "x", p.x, p.step.rows, p.weight.spec.k, p.weight.input);
   check_matrix(kOp, "residual", p.residual, p.step.rows, p.weight.spec.n);
+  check_row_scale(kOp, p.weight, p.x_scale);
   do_linear_residual(p);
 }
 
@@ -154,6 +162,7 @@ void Backend::norm_gate_up_silu(const NormGateUpSiluParams& p) {
   MM_CHECK(p.gate_up_proj.spec.n == 2 * p.consumer.spec.k, kOp, "gate_up_proj: expected ",
            2 * p.consumer.spec.k, " rows, got ", p.gate_up_proj.spec.n);
   check_matrix(kOp, "out", p.out, p.step.rows, p.consumer.spec.k, p.consumer.input);
+  check_row_scale(kOp, p.consumer, p.out_scale);
   do_norm_gate_up_silu(p);
 }
 

@@ -1,6 +1,7 @@
 #include "backend/cpu_backend.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstring>
 
@@ -112,6 +113,7 @@ std::size_t CpuTraits::scratch_bytes(const ModelShape& shape, const StepLimits& 
   const std::int64_t rows = std::max(limits.rows, limits.logits_rows);
   Carver linear;  // the largest of the stages that multiply
   linear.matrix(rows, shape.hidden_size);
+  linear.floats(rows);
   linear.matrix(rows, (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim);
   GemmScratch(linear, rows, threads);
   Carver attention;
@@ -183,30 +185,30 @@ void CpuBackend::do_embed(const EmbedParams& p) {
   });
 }
 
-void CpuBackend::quantise_row(float* x, const Weight& consumer) const {
+void CpuBackend::quantise_row(float* x, const Weight& consumer, float* scale) const {
   if (consumer.quant == InputQuant::fixed) {
     kernels_.quantise(x, consumer.spec.k, consumer.input_scale);
   } else if (consumer.quant == InputQuant::per_token) {
-    kernels_.quantise_row(x, consumer.spec.k);
+    *scale = kernels_.quantise_row(x, consumer.spec.k);
   }
 }
 
-void CpuBackend::quantise_rows(TensorView x, const Weight& consumer) {
+void CpuBackend::quantise_rows(TensorView x, const Weight& consumer, float* scale) {
   if (consumer.quant == InputQuant::none) return;
   pool_.parallel_for(x.shape[0], [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t r = begin; r < end; ++r) quantise_row(row_of(x, r), consumer);
+    for (std::int64_t r = begin; r < end; ++r) quantise_row(row_of(x, r), consumer, scale + r);
   });
 }
 
 void CpuBackend::norm_rows(TensorView x, const std::int32_t* rows, const Norm& norm,
-                           const Weight& consumer, TensorView out) {
+                           const Weight& consumer, TensorView out, float* scale) {
   constexpr std::int64_t kRows = 8;  // per task: a wake-up costs more than a few rows
   const std::int64_t count = out.shape[0];
   pool_.parallel_for((count + kRows - 1) / kRows, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t r = begin * kRows; r < std::min(end * kRows, count); ++r) {
       kernels_.rms_norm(row_of(x, rows != nullptr ? rows[r] : r), norm.gain.as<float>(), norm.eps,
                         out.shape[1], row_of(out, r));
-      quantise_row(row_of(out, r), consumer);
+      quantise_row(row_of(out, r), consumer, scale + r);
     }
   });
 }
@@ -235,10 +237,14 @@ void CpuBackend::gemm(TensorView x, const Weight& weight, Carver& carver, Epilog
 
 namespace {
 
+float row_scale(const Weight& weight, const float* x_scale, std::int64_t row) {
+  return weight.quant == InputQuant::per_token ? x_scale[row] : 1.0f;
+}
+
 // What most stages do with a tile: for every element inside the matrix, fn(row, column, sum).
 template <class Fn>
-void each_sum(const Weight& weight, std::int64_t block, std::int64_t first, int rows,
-              const float* tile, Fn&& fn) {
+void each_sum(const Weight& weight, const float* x_scale, std::int64_t block, std::int64_t first,
+              int rows, const float* tile, Fn&& fn) {
   const std::int64_t column = block * kBlockRows;
   const std::int64_t columns = std::min(kBlockRows, weight.spec.n - column);
   for (std::int64_t r = 0; r < rows; ++r) {
@@ -247,7 +253,10 @@ void each_sum(const Weight& weight, std::int64_t block, std::int64_t first, int 
       for (std::int64_t j = 0; j < columns; ++j) fn(first + r, column + j, sums[j]);
     } else {
       const float* scales = weight.scales + column;
-      for (std::int64_t j = 0; j < columns; ++j) fn(first + r, column + j, sums[j] * scales[j]);
+      const float own = row_scale(weight, x_scale, first + r);
+      for (std::int64_t j = 0; j < columns; ++j) {
+        fn(first + r, column + j, sums[j] * (own * scales[j]));
+      }
     }
   }
 }
@@ -258,10 +267,11 @@ void CpuBackend::do_norm_qkv_rope_store(const NormQkvRopeStoreParams& p) {
   Carver carver(scratch_);
   const TensorView normed = carver.matrix(p.step.rows, p.qkv_proj.spec.k);
   const TensorView qkv = carver.matrix(p.step.rows, p.qkv_proj.spec.n);
-  norm_rows(p.residual, nullptr, p.norm, p.qkv_proj, normed);
+  float* scale = carver.floats(p.step.rows);
+  norm_rows(p.residual, nullptr, p.norm, p.qkv_proj, normed, scale);
   gemm(normed, p.qkv_proj, carver,
        [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
-         each_sum(p.qkv_proj, block, first, rows, tile,
+         each_sum(p.qkv_proj, scale, block, first, rows, tile,
                   [&](std::int64_t r, std::int64_t n, float sum) { row_of(qkv, r)[n] = sum; });
        });
   constexpr std::int64_t kRows = 4;
@@ -276,7 +286,7 @@ void CpuBackend::do_norm_qkv_rope_store(const NormQkvRopeStoreParams& p) {
 void CpuBackend::do_attention(const AttentionParams& p) {
   Carver carver(scratch_);
   cpu_attention(p, kernels_, pool_, carver);
-  quantise_rows(p.out.rows(p.step.rows), p.consumer);
+  quantise_rows(p.out.rows(p.step.rows), p.consumer, p.out_scale);
 }
 
 void CpuBackend::do_linear_residual(const LinearResidualParams& p) {
@@ -284,7 +294,7 @@ void CpuBackend::do_linear_residual(const LinearResidualParams& p) {
   gemm(p.x, p.weight, carver,
        [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
          each_sum(
-             p.weight, block, first, rows, tile,
+             p.weight, p.x_scale, block, first, rows, tile,
              [&](std::int64_t r, std::int64_t n, float sum) { row_of(p.residual, r)[n] += sum; });
        });
 }
@@ -293,7 +303,8 @@ void CpuBackend::do_norm_gate_up_silu(const NormGateUpSiluParams& p) {
   Carver carver(scratch_);
   const Weight& weight = p.gate_up_proj;
   const TensorView normed = carver.matrix(p.step.rows, weight.spec.k);
-  norm_rows(p.residual, nullptr, p.norm, weight, normed);
+  float* scale = carver.floats(p.step.rows);
+  norm_rows(p.residual, nullptr, p.norm, weight, normed, scale);
   constexpr std::int64_t kHalf = kBlockRows / 2;
   gemm(normed, weight, carver,
        [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
@@ -301,21 +312,29 @@ void CpuBackend::do_norm_gate_up_silu(const NormGateUpSiluParams& p) {
          const std::int64_t columns = std::min(kHalf, weight.spec.n / 2 - column);
          const float* scales =
              weight.scales != nullptr ? weight.scales + block * kBlockRows : nullptr;
+         std::array<float, kBlockRows> own;
          for (std::int64_t r = 0; r < rows; ++r) {
-           kernels_.silu_mul(tile + r * kBlockRows, scales, columns,
+           const float* of_row = scales;
+           if (weight.quant == InputQuant::per_token) {
+             std::transform(scales, scales + kBlockRows, own.begin(),
+                            [s = scale[first + r]](float w) { return s * w; });
+             of_row = own.data();
+           }
+           kernels_.silu_mul(tile + r * kBlockRows, of_row, columns,
                              row_of(p.out, first + r) + column);
          }
        });
-  quantise_rows(p.out.rows(p.step.rows), p.consumer);
+  quantise_rows(p.out.rows(p.step.rows), p.consumer, p.out_scale);
 }
 
 void CpuBackend::do_logits(const LogitsParams& p) {
   Carver carver(scratch_);
   const TensorView normed = carver.matrix(p.step.logits_rows, p.lm_head.spec.k);
-  norm_rows(p.residual, p.step.logits_row, p.norm, p.lm_head, normed);
+  float* scale = carver.floats(p.step.logits_rows);
+  norm_rows(p.residual, p.step.logits_row, p.norm, p.lm_head, normed, scale);
   gemm(normed, p.lm_head, carver,
        [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
-         each_sum(p.lm_head, block, first, rows, tile,
+         each_sum(p.lm_head, scale, block, first, rows, tile,
                   [&](std::int64_t r, std::int64_t n, float sum) { row_of(p.out, r)[n] = sum; });
        });
 }

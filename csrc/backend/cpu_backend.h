@@ -45,13 +45,13 @@ class CpuBackend final : public Backend {
   void do_sample(const SampleParams&) override;
   void do_accept(const AcceptParams&) override;
 
-  // In place: as the consumer wants its input.
-  void quantise_row(float* x, const Weight& consumer) const;
-  void quantise_rows(TensorView x, const Weight& consumer);
+  // In place: as the consumer wants its input; scale[row] is written where each row has its own.
+  void quantise_row(float* x, const Weight& consumer, float* scale) const;
+  void quantise_rows(TensorView x, const Weight& consumer, float* scale);
   // Row i of out = norm of row rows[i] of x, or of row i where rows is null, as the consumer wants
   // it.
   void norm_rows(TensorView x, const std::int32_t* rows, const Norm& norm, const Weight& consumer,
-                 TensorView out);
+                 TensorView out, float* scale);
   // epilogue(block, first_row, rows, tile [rows, 32]) for every task; row scales are not applied.
   template <class Epilogue>
   void gemm(TensorView x, const Weight& weight, Carver& carver, Epilogue&& epilogue);

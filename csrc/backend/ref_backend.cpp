@@ -22,20 +22,25 @@ std::size_t data_bytes(const WeightSpec& spec) {  // scales start on a cache lin
 
 TensorView row_of(TensorView view, std::int64_t r) { return view.rows(r, 1); }
 
-void quantise_rows(TensorView x, const Weight& consumer) {
+void quantise_rows(TensorView x, const Weight& consumer, float* scale) {
   for (std::int64_t i = 0; i < x.shape[0]; ++i) {
-    ref::quantise_input(row_of(x, i).as<float>(), x.shape[1], consumer);
+    const float s = ref::quantise_input(row_of(x, i).as<float>(), x.shape[1], consumer);
+    if (consumer.quant == InputQuant::per_token) scale[i] = s;
   }
+}
+
+const float* row_scales(const Weight& weight, const float* scale) {
+  return weight.quant == InputQuant::per_token ? scale : nullptr;
 }
 
 // out[i] = norm of row rows[i] of x, or of row i where rows is null, as the consumer wants it
 void norm_rows(TensorView x, const std::int32_t* rows, const Norm& norm, const Weight& consumer,
-               TensorView out) {
+               TensorView out, float* scale) {
   for (std::int64_t i = 0; i < out.shape[0]; ++i) {
     ref::rms_norm(row_of(x, rows != nullptr ? rows[i] : i).as<float>(), norm.gain.as<float>(),
                   norm.eps, out.shape[1], row_of(out, i).as<float>());
   }
-  quantise_rows(out, consumer);
+  quantise_rows(out, consumer, scale);
 }
 
 }  // namespace
@@ -55,6 +60,7 @@ std::size_t RefTraits::scratch_bytes(const ModelShape& shape, const StepLimits& 
   const std::int64_t rows = std::max(limits.rows, limits.logits_rows);
   Carver carver;
   carver.matrix(rows, shape.hidden_size);
+  carver.floats(rows);
   carver.matrix(rows, std::max({(shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim,
                                 2 * shape.intermediate_size, shape.hidden_size}));
   return std::max<std::size_t>(carver.bytes(),
@@ -110,8 +116,9 @@ void RefBackend::do_norm_qkv_rope_store(const NormQkvRopeStoreParams& p) {
   Carver carver(scratch_);
   const TensorView normed = carver.matrix(p.step.rows, p.qkv_proj.spec.k);
   const TensorView qkv = carver.matrix(p.step.rows, p.qkv_proj.spec.n);
-  norm_rows(p.residual, nullptr, p.norm, p.qkv_proj, normed);
-  ref::gemm(normed, p.qkv_proj, qkv);
+  float* scale = carver.floats(p.step.rows);
+  norm_rows(p.residual, nullptr, p.norm, p.qkv_proj, normed, scale);
+  ref::gemm(normed, row_scales(p.qkv_proj, scale), p.qkv_proj, qkv);
   ref::rope_store(p, qkv);
 }
 
@@ -120,13 +127,13 @@ void RefBackend::do_attention(const AttentionParams& p) {
   for (int r = 0; r < p.step.rows; ++r) last = std::max(last, p.step.positions[r]);
   Carver carver(scratch_);
   ref::attention(p, carver.floats(std::int64_t{last} + 1));
-  quantise_rows(p.out.rows(p.step.rows), p.consumer);
+  quantise_rows(p.out.rows(p.step.rows), p.consumer, p.out_scale);
 }
 
 void RefBackend::do_linear_residual(const LinearResidualParams& p) {
   Carver carver(scratch_);
   const TensorView product = carver.matrix(p.step.rows, p.weight.spec.n);
-  ref::gemm(p.x, p.weight, product);
+  ref::gemm(p.x, row_scales(p.weight, p.x_scale), p.weight, product);
   for (std::int64_t r = 0; r < p.step.rows; ++r) {
     float* residual = row_of(p.residual, r).as<float>();
     const float* add = row_of(product, r).as<float>();
@@ -138,22 +145,24 @@ void RefBackend::do_norm_gate_up_silu(const NormGateUpSiluParams& p) {
   Carver carver(scratch_);
   const TensorView normed = carver.matrix(p.step.rows, p.gate_up_proj.spec.k);
   const TensorView product = carver.matrix(p.step.rows, p.gate_up_proj.spec.n);
-  norm_rows(p.residual, nullptr, p.norm, p.gate_up_proj, normed);
-  ref::gemm(normed, p.gate_up_proj, product);
+  float* scale = carver.floats(p.step.rows);
+  norm_rows(p.residual, nullptr, p.norm, p.gate_up_proj, normed, scale);
+  ref::gemm(normed, row_scales(p.gate_up_proj, scale), p.gate_up_proj, product);
   const std::int64_t size = p.gate_up_proj.spec.n / 2;
   for (std::int64_t r = 0; r < p.step.rows; ++r) {
     const float* gate = row_of(product, r).as<float>();
     float* out = row_of(p.out, r).as<float>();
     for (std::int64_t i = 0; i < size; ++i) out[i] = ref::silu_mul(gate[i], gate[size + i]);
   }
-  quantise_rows(p.out.rows(p.step.rows), p.consumer);
+  quantise_rows(p.out.rows(p.step.rows), p.consumer, p.out_scale);
 }
 
 void RefBackend::do_logits(const LogitsParams& p) {
   Carver carver(scratch_);
   const TensorView normed = carver.matrix(p.step.logits_rows, p.lm_head.spec.k);
-  norm_rows(p.residual, p.step.logits_row, p.norm, p.lm_head, normed);
-  ref::gemm(normed, p.lm_head, p.out);
+  float* scale = carver.floats(p.step.logits_rows);
+  norm_rows(p.residual, p.step.logits_row, p.norm, p.lm_head, normed, scale);
+  ref::gemm(normed, row_scales(p.lm_head, scale), p.lm_head, p.out);
 }
 
 void RefBackend::do_sample(const SampleParams& p) {

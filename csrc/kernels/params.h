@@ -46,7 +46,7 @@ struct WeightSpec {  // from the config alone: enough to compute packed bytes
 enum class InputQuant : std::uint8_t {
   none,
   fixed,      // code(x / input_scale); the weight's row scales include input_scale
-  per_token,  // code(x / s) s, with s = max|x| / 448 of the row
+  per_token,  // code(x / s) with s = max|x| / 448 of the row, by which its outputs are multiplied
 };
 
 struct Weight {  // the metadata is public, the layout behind `data` is the backend's own
@@ -153,11 +153,13 @@ struct AttentionParams {
   float scale;             // before the softmax
   const Weight& consumer;  // o_proj
   TensorView out;          // [R, num_heads * head_dim] in consumer.input
+  float* out_scale;        // [R] of InputQuant::per_token, else unused
 };
 
 struct LinearResidualParams {
   const Step& step;
-  TensorView x;  // [R, k] in weight.input, quantised as the weight wants it
+  TensorView x;          // [R, k] in weight.input, quantised as the weight wants it
+  const float* x_scale;  // [R] of InputQuant::per_token, else unused
   const Weight& weight;
   TensorView residual;  // [R, n] f32 += x W^T
 };
@@ -170,6 +172,7 @@ struct NormGateUpSiluParams {
   const Weight& gate_up_proj;  // n = 2 I: gate rows, then up rows
   const Weight& consumer;      // down_proj
   TensorView out;              // [R, I] in consumer.input
+  float* out_scale;            // [R] of InputQuant::per_token, else unused
 };
 
 // ---- around the layers ---------------------------------------------------------------------

@@ -11,11 +11,12 @@ LayerSlices LayerSlices::plan(const ModelShape& shape, int rows, Layout& layout)
   slices.q = layout.add("q", DType::f32, {rows, heads});
   slices.attention = layout.add("attention", DType::f32, {rows, heads});
   slices.mlp = layout.add("mlp", DType::f32, {rows, shape.intermediate_size});
+  slices.row_scale = layout.add("row_scale", DType::f32, {rows});
   return slices;
 }
 
 LayerBuffers LayerSlices::bind(const Arena& arena) const {
-  return {arena[residual], arena[q], arena[attention], arena[mlp]};
+  return {arena[residual], arena[q], arena[attention], arena[mlp], arena[row_scale]};
 }
 
 void run_layer(Backend& backend, const Step& step, const LayerWeights& w, const LayerConstants& c,
@@ -23,11 +24,12 @@ void run_layer(Backend& backend, const Step& step, const LayerWeights& w, const 
   const int r = step.rows;
   const TensorView residual = all.residual.rows(r), q = all.q.rows(r), mlp = all.mlp.rows(r);
   const TensorView attention = all.attention.rows(r);
+  auto* scale = all.row_scale.as<float>();
   backend.norm_qkv_rope_store({step, residual, w.input_norm, w.qkv_proj, c.rope, kv, q});
-  backend.attention({step, q, kv, c.scale, w.o_proj, attention});
-  backend.linear_residual({step, attention, w.o_proj, residual});
-  backend.norm_gate_up_silu({step, residual, w.post_norm, w.gate_up_proj, w.down_proj, mlp});
-  backend.linear_residual({step, mlp, w.down_proj, residual});
+  backend.attention({step, q, kv, c.scale, w.o_proj, attention, scale});
+  backend.linear_residual({step, attention, scale, w.o_proj, residual});
+  backend.norm_gate_up_silu({step, residual, w.post_norm, w.gate_up_proj, w.down_proj, mlp, scale});
+  backend.linear_residual({step, mlp, scale, w.down_proj, residual});
 }
 
 Decoder::Decoder(Backend& backend, const ModelConfig& config, const Weights& weights,

@@ -15,10 +15,11 @@ struct LayerBuffers {    // scratch of one layer, reused by all; f32
   TensorView q;          // [R, num_heads * head_dim]
   TensorView attention;  // [R, num_heads * head_dim]
   TensorView mlp;        // [R, intermediate_size]
+  TensorView row_scale;  // [R] of attention, then of mlp, where each row has its own
 };
 
 struct LayerSlices {  // the same, before memory exists
-  Slice residual, q, attention, mlp;
+  Slice residual, q, attention, mlp, row_scale;
   static LayerSlices plan(const ModelShape& shape, int rows, Layout& layout);
   LayerBuffers bind(const Arena& arena) const;
 };

@@ -53,22 +53,21 @@ std::string layer_name(std::int64_t layer, const char* tensor) {
 
 class Planner {
  public:
-  Planner(const ModelConfig& config, const Checkpoint& checkpoint, FormatWish wish,
+  Planner(const ModelConfig& config, const StoredWeights& stored, FormatWish wish,
           const BackendTraits& traits, Layout& layout)
-      : config_(config), checkpoint_(checkpoint), wish_(wish), traits_(traits), layout_(layout) {}
+      : config_(config), stored_(stored), wish_(wish), traits_(traits), layout_(layout) {}
 
   void weight(const std::string& name, const std::vector<std::string>& parts,
               const std::vector<std::int64_t>& rows, std::int64_t k, Role role) {
-    WeightEntry entry{.name = name, .parts = parts, .spec = {}, .slice = {}};
+    WeightEntry entry{.name = name, .parts = parts, .rows = rows, .spec = {}, .slice = {}};
     entry.spec.role = role;
     entry.spec.k = k;
     entry.spec.head_dim = config_.head_dim;
     // Parts of one weight share a format: the widest that any of them is stored in.
     WeightFormat stored = WeightFormat::fp8;
     for (std::size_t i = 0; i < parts.size(); ++i) {
-      check_shape(checkpoint_, parts[i], {rows[i], k});
       entry.spec.n += rows[i];
-      stored = std::min(stored, stored_format(checkpoint_.tensor(parts[i]).dtype));
+      stored = std::min(stored, stored_format(stored_.dtype(parts[i])));
     }
     entry.spec.format = choose_format(wish_, stored, role);
     entry.quant = input_quant(entry);
@@ -79,7 +78,6 @@ class Planner {
   }
 
   void norm(const std::string& name) {
-    check_shape(checkpoint_, name, {config_.hidden_size});
     plan_.norms.push_back({name, layout_.add(name, DType::f32, {config_.hidden_size})});
     plan_.bytes_per_token += static_cast<std::size_t>(config_.hidden_size) * sizeof(float);
   }
@@ -88,23 +86,25 @@ class Planner {
 
  private:
   // Inputs are quantised as the file says where all parts are kept as it has them. A table that
-  // rows are read from (a tied head, too) is no linear.
+  // rows are read from (a tied head, too) is no linear; a head is one only where the file has a
+  // scale for it.
   InputQuant input_quant(const WeightEntry& entry) const {
     if (entry.spec.format != WeightFormat::fp8 || entry.parts[0] == "embed_tokens") {
       return InputQuant::none;
     }
     bool scales = true;
     for (const std::string& part : entry.parts) {
-      if (checkpoint_.tensor(part).dtype != DType::e4m3) return InputQuant::none;
-      scales = scales && checkpoint_.has(part + ".input_scale");
+      if (stored_.dtype(part) != DType::e4m3) return InputQuant::none;
+      scales = scales && stored_.has_input_scale(part);
     }
-    if (config_.activations == ActivationScheme::per_token) return InputQuant::per_token;
+    const bool linear = entry.spec.role != Role::lm_head;
+    if (config_.activations == ActivationScheme::per_token && linear) return InputQuant::per_token;
     const bool fixed = config_.activations == ActivationScheme::fixed && scales;
     return fixed ? InputQuant::fixed : InputQuant::none;
   }
 
   const ModelConfig& config_;
-  const Checkpoint& checkpoint_;
+  const StoredWeights& stored_;
   FormatWish wish_;
   const BackendTraits& traits_;
   Layout& layout_;
@@ -163,15 +163,33 @@ std::vector<float> read_norm(const Checkpoint& checkpoint, const std::string& na
 
 }  // namespace
 
-WeightPlan plan_decoder(const ModelConfig& config, const Checkpoint& checkpoint, FormatWish wish,
+StoredWeights stored_weights(const Checkpoint& checkpoint) {
+  return {
+      checkpoint.has("lm_head"),
+      [&checkpoint](const std::string& matrix) { return checkpoint.tensor(matrix).dtype; },
+      [&checkpoint](const std::string& matrix) { return checkpoint.has(matrix + ".input_scale"); }};
+}
+
+void check_shapes(const WeightPlan& plan, const ModelConfig& config, const Checkpoint& checkpoint) {
+  for (const WeightEntry& entry : plan.weights) {
+    for (std::size_t i = 0; i < entry.parts.size(); ++i) {
+      check_shape(checkpoint, entry.parts[i], {entry.rows[i], entry.spec.k});
+    }
+  }
+  for (const NormEntry& entry : plan.norms) {
+    check_shape(checkpoint, entry.name, {config.hidden_size});
+  }
+}
+
+WeightPlan plan_decoder(const ModelConfig& config, const StoredWeights& stored, FormatWish wish,
                         const BackendTraits& traits, Layout& layout) {
   const std::int64_t hidden = config.hidden_size;
   const std::int64_t inner = config.intermediate_size;
   const std::int64_t q_rows = config.num_heads * config.head_dim;
   const std::int64_t kv_rows = config.num_kv_heads * config.head_dim;
-  Planner plan(config, checkpoint, wish, traits, layout);
+  Planner plan(config, stored, wish, traits, layout);
 
-  if (checkpoint.has("lm_head")) {
+  if (stored.head) {
     plan.weight("embed_tokens", {"embed_tokens"}, {config.vocab_size}, hidden, Role::embed);
     plan.weight("lm_head", {"lm_head"}, {config.vocab_size}, hidden, Role::lm_head);
   } else {

@@ -23,9 +23,19 @@ struct LayerWeights {
 // The format weights are kept in; `stored` = as the checkpoint has them (f16 becomes f32, exact).
 enum class FormatWish : std::uint8_t { stored, f32, bf16, fp8 };
 
+// What the files have, as far as sizes depend on it: from their headers, or from a config alone.
+struct StoredWeights {
+  bool head = false;  // a matrix of its own, not tied
+  std::function<DType(const std::string& matrix)> dtype;
+  std::function<bool(const std::string& matrix)> has_input_scale;
+};
+
+StoredWeights stored_weights(const Checkpoint& checkpoint);  // which must outlive it
+
 struct WeightEntry {
   std::string name;                // "layers.3.qkv_proj"
   std::vector<std::string> parts;  // "layers.3.q_proj", ...
+  std::vector<std::int64_t> rows;  // of each part
   WeightSpec spec;
   InputQuant quant = InputQuant::none;
   Slice slice;
@@ -42,10 +52,12 @@ struct WeightPlan {
   std::size_t bytes_per_token = 0;  // packed bytes that one generated token reads
 };
 
-// A tied head is one weight, "lm_head", that also serves as embedding table. Checks the shape of
-// every tensor against the config: Error{model_format}.
-WeightPlan plan_decoder(const ModelConfig& config, const Checkpoint& checkpoint, FormatWish wish,
+// A tied head is one weight, "lm_head", that also serves as embedding table.
+WeightPlan plan_decoder(const ModelConfig& config, const StoredWeights& stored, FormatWish wish,
                         const BackendTraits& traits, Layout& layout);
+
+// Every tensor has the shape that the config gives it, else Error{model_format, "shape"}.
+void check_shapes(const WeightPlan& plan, const ModelConfig& config, const Checkpoint& checkpoint);
 
 struct LoadOptions {
   bool allow_nonfinite = false;

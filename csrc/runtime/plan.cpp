@@ -27,18 +27,6 @@ DType resolve_kv(KvDtype wish, const WeightPlan& weights) {
   return any_f32 ? DType::f32 : DType::bf16;
 }
 
-[[noreturn]] void does_not_fit(const std::string& what, std::size_t needed, std::size_t available) {
-  const auto gib = [](std::size_t bytes) { return static_cast<double>(bytes) / (1 << 30); };
-  std::ostringstream text;
-  text.precision(3);
-  text << what << ": needs " << gib(needed) << " GiB, available are " << gib(available)
-       << " GiB; free memory, or lower max_context, max_batch or the width of the weights";
-  throw Error(ErrorCode::resource, "memory", text.str(),
-              {.reason = "memory",
-               .needed = static_cast<std::int64_t>(needed),
-               .available = static_cast<std::int64_t>(available)});
-}
-
 void plan_steps(Plan& plan, const RopeConfig& rope, const BackendTraits& traits, Layout& device) {
   const StepLimits& limits = plan.limits;
   const std::int64_t pairs = plan.shape.head_dim / 2;
@@ -58,21 +46,23 @@ void plan_steps(Plan& plan, const RopeConfig& rope, const BackendTraits& traits,
 
 }  // namespace
 
-Plan make_plan(const ModelConfig& config, const Checkpoint& checkpoint,
-               const PlanOptions& options) {
+Plan make_plan(const ModelConfig& config, const StoredWeights& stored, const PlanOptions& options) {
   const BackendTraits& backend = traits(options.backend);
   Plan plan;
   plan.options = options;
   plan.shape = {config.hidden_size, config.intermediate_size, config.vocab_size, config.num_layers,
                 config.num_heads,   config.num_kv_heads,      config.head_dim};
-  plan.decoder = plan_decoder(config, checkpoint, options.weights, backend, plan.device);
+  plan.decoder = plan_decoder(config, stored, options.weights, backend, plan.device);
   plan.kv = {config.num_layers, config.num_kv_heads, config.head_dim, backend.block_tokens(),
              resolve_kv(options.kv_dtype, plan.decoder)};
   plan.kv_layer_bytes = backend.kv_block_bytes(plan.kv);
 
-  const std::size_t weights = plan.device.bytes();
+  const std::size_t weights = plan.weights_end = plan.device.bytes();
   const auto memory = static_cast<std::size_t>(options.memory_bytes);
-  if (weights > memory) does_not_fit("the weights do not fit", weights, memory);
+  const auto misfit = [&plan](const std::string& what, std::size_t needed) {
+    if (!plan.misfit) plan.misfit = {what, needed};
+  };
+  if (weights > memory) misfit("the weights do not fit", weights);
 
   // Tokens first: the pool holds one sequence of the longest context, and max_batch of them if that
   // is not more than a quarter of what the weights leave.
@@ -80,7 +70,8 @@ Plan make_plan(const ModelConfig& config, const Checkpoint& checkpoint,
       options.max_batch == 0 ? kDefaultBatch : in_range(options.max_batch, kMaxBatch, "max_batch");
   const std::int64_t block_tokens = plan.kv.block_tokens;
   const std::size_t block_bytes = plan.kv_layer_bytes * static_cast<std::size_t>(config.num_layers);
-  const auto affordable = static_cast<std::int64_t>((memory - weights) / 4 / block_bytes);
+  const std::size_t left = memory - std::min(weights, memory);
+  const auto affordable = static_cast<std::int64_t>(left / 4 / block_bytes);
   std::int64_t context = config.max_context;
   if (options.max_context != 0) {
     context = in_range(options.max_context, config.max_context, "max_context");
@@ -90,13 +81,13 @@ Plan make_plan(const ModelConfig& config, const Checkpoint& checkpoint,
     const std::int64_t one = (context + block_tokens - 1) / block_tokens;
     blocks = std::min(one * batch, std::max<std::int64_t>(affordable, 1));
     if (blocks < one && options.max_context != 0) {
-      does_not_fit(str("the KV cache of max_context = ", context,
-                       " tokens does not fit into a quarter of the memory beside the weights"),
-                   weights + 4 * static_cast<std::size_t>(one) * block_bytes, memory);
+      misfit(str("the KV cache of max_context = ", context,
+                 " tokens does not fit into a quarter of the memory beside the weights"),
+             weights + 4 * static_cast<std::size_t>(one) * block_bytes);
     }
   }
   plan.num_blocks = in_range(blocks, std::int64_t{1} << 30, "kv_blocks");
-  if (options.max_context != 0 && context > blocks * block_tokens) {
+  if (options.max_context != 0 && options.kv_blocks != 0 && context > blocks * block_tokens) {
     fail(ErrorCode::usage, "max_context", "a pool of ", blocks, " blocks of ", block_tokens,
          " tokens cannot hold ", context, " tokens");
   }
@@ -120,8 +111,21 @@ Plan make_plan(const ModelConfig& config, const Checkpoint& checkpoint,
       plan.host.add("logits_host", DType::f32, {plan.limits.logits_rows, plan.shape.vocab_size});
 
   const std::size_t total = plan.device.bytes() + plan.host.bytes();
-  if (total > memory) does_not_fit("weights, KV cache and workspace do not fit", total, memory);
+  if (total > memory) misfit("weights, KV cache and workspace do not fit", total);
   return plan;
+}
+
+void check_fits(const Plan& plan) {
+  if (!plan.misfit) return;
+  const auto gib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); };
+  const auto needed = static_cast<std::int64_t>(plan.misfit->needed);
+  const std::int64_t available = plan.options.memory_bytes;
+  std::ostringstream text;
+  text.precision(3);
+  text << plan.misfit->what << ": needs " << gib(needed) << " GiB, available are " << gib(available)
+       << " GiB; free memory, or lower max_context, max_batch or the width of the weights";
+  throw Error(ErrorCode::resource, "memory", text.str(),
+              {.reason = "memory", .needed = needed, .available = available});
 }
 
 MemoryPlan describe(const Plan& plan, const Checkpoint& checkpoint) {

@@ -3,6 +3,7 @@
 // allocates that very list.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "model/decoder.h"
@@ -23,8 +24,14 @@ struct PlanOptions {
   std::int64_t memory_bytes = 0;  // what may be used
 };
 
+struct Misfit {  // what does not fit, and the bytes that it needs with all that stands beside it
+  std::string what;
+  std::size_t needed = 0;
+};
+
 struct Plan {
   PlanOptions options;
+  std::optional<Misfit> misfit;  // the first; sizes go on with one block of KV at least
   ModelShape shape;
   StepLimits limits;  // context_tokens: the longest sequence, prompt and answer
   int prefill_chunk = 0;
@@ -33,6 +40,7 @@ struct Plan {
   Layout device, host;
 
   WeightPlan decoder;
+  std::size_t weights_end = 0;  // bytes of the device that it takes, from 0 on
   LayerSlices layer;
   StepSlices step;
   StepInputSlices step_input, step_input_host;
@@ -41,8 +49,10 @@ struct Plan {
   std::size_t kv_layer_bytes = 0;  // of one block in one layer
 };
 
-// Error{resource} with needed and available bytes; Error{usage} for an option out of range.
-Plan make_plan(const ModelConfig& config, const Checkpoint& checkpoint, const PlanOptions& options);
+// Error{usage} for an option out of range.
+Plan make_plan(const ModelConfig& config, const StoredWeights& stored, const PlanOptions& options);
+// Error{resource} with needed and available bytes.
+void check_fits(const Plan& plan);
 MemoryPlan describe(const Plan& plan, const Checkpoint& checkpoint);  // for the public API
 
 }  // namespace mmengine

@@ -121,8 +121,7 @@ def test_a_draft_head(tmp_path: Path) -> None:
         convert(Path(path), tmp_path / "out", "bf16")
 
 
-def test_scaled_queries_are_told_and_not_converted(tmp_path: Path) -> None:
-    """The one part of the config that a conversion would lose without a trace."""
+def test_scaled_queries_are_told_and_converted(tmp_path: Path) -> None:
     scaling = {"original_max_position_embeddings": 8192, "beta": 0.1}
     tensors = {
         name: tensor.astype(ml_dtypes.bfloat16)
@@ -133,8 +132,8 @@ def test_scaled_queries_are_told_and_not_converted(tmp_path: Path) -> None:
     path = write_family(tmp_path / "m", "mistral", tensors, vision_encoder=None, **changes)
     config = mmengine.inspect(path)["config"]
     assert (config["rope_scaling_beta"], config["rope_scaling_context"]) == (0.1, 8192)
-    with pytest.raises(errors.UnsupportedModelError, match="llama_4_scaling"):
-        convert(Path(path), tmp_path / "out", "bf16")
+    made = mmengine.inspect(convert(Path(path), tmp_path / "out", "bf16"))["config"]
+    assert (made["rope_scaling_beta"], made["rope_scaling_context"]) == (0.1, 8192)
 
 
 def published_header() -> dict[str, tuple[str, list[int]]]:

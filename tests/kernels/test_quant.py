@@ -34,14 +34,16 @@ def codes(x: Any, scale: Any) -> Any:
     return np.clip(quotient, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
 
 
+def own_scales(x: Any) -> Any:
+    """float32 [rows, 1]: the scale of each row of x."""
+    own = np.abs(np.asarray(x, np.float32)).max(axis=1, keepdims=True) / np.float32(448)
+    return np.where(own == 0, np.float32(1), own)
+
+
 def as_input(x: Any, quant: str, scale: float) -> Any:
     """What the float64 product sees of x [rows, k]."""
-    x = np.asarray(x, np.float32)
-    if quant == "fixed":
-        return codes(x, scale) * np.float64(np.float32(scale))
-    own = np.abs(x).max(axis=1, keepdims=True) / np.float32(448)
-    own = np.where(own == 0, np.float32(1), own)
-    return codes(x, own) * own.astype(np.float64)
+    scales = np.float32(scale) if quant == "fixed" else own_scales(x)
+    return codes(x, scales) * scales.astype(np.float64)
 
 
 def every_case() -> Any:
@@ -57,14 +59,15 @@ def every_case() -> Any:
 @pytest.mark.parametrize("scale", [1.0, 0.25, 0.0123, 7.7])
 def test_codes_are_the_nearest_ties_to_even(name: str, scale: float) -> None:
     x = every_case() * np.float32(scale)
-    got = native.quantise(name, x, scale)
+    got, own = native.quantise(name, x, scale)
+    assert own == 1
     assert same_bits(got, codes(x, scale).astype(np.float32))
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_infinity_saturates_and_nan_stays(name: str) -> None:
     x = np.array([np.inf, -np.inf, np.nan, -np.nan, 1e38], np.float32)
-    got = native.quantise(name, x, 0.5)
+    got, _ = native.quantise(name, x, 0.5)
     assert same_bits(got, [448, -448, np.nan, np.nan, 448])
 
 
@@ -72,18 +75,22 @@ def test_infinity_saturates_and_nan_stays(name: str) -> None:
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 300])
 def test_a_row_has_its_own_scale(name: str, n: int) -> None:
     x = np.random.default_rng(n).standard_normal((1, n)).astype(np.float32) * 30
-    got = native.quantise(name, x[0], None)
-    assert_close(got, as_input(x, "per_token", 0)[0], 1e-7, name)
-    assert np.abs(got).max() == pytest.approx(np.abs(x).max(), rel=1e-6)
-    assert same_bits(native.quantise(name, np.zeros(n, np.float32), None), np.zeros(n))
+    got, own = native.quantise(name, x[0], None)
+    assert own == np.abs(x).max() / np.float32(448)
+    assert np.array_equal(got * np.float64(own), as_input(x, "per_token", 0)[0])
+    assert np.abs(got).max() == 448
+    got, own = native.quantise(name, np.zeros(n, np.float32), None)
+    assert (own, same_bits(got, np.zeros(n))) == (1, True)
 
 
 @pytest.mark.parametrize("x", [every_case(), np.array([np.nan, 1, -3, np.inf, 0], np.float32)])
 def test_all_backends_give_the_same_bits(x: Any) -> None:
     for scale in (None, 0.3):
-        first = native.quantise(BACKENDS[0], x, scale)
+        first, first_own = native.quantise(BACKENDS[0], x, scale)
         for name in BACKENDS[1:]:
-            assert same_bits(native.quantise(name, x, scale), first), name
+            got, own = native.quantise(name, x, scale)
+            assert same_bits(got, first), name
+            assert same_bits(own, first_own), name
 
 
 def fp8_part(rng: Any, n: int, k: int) -> tuple[Any, Any, Any]:
@@ -116,14 +123,15 @@ def test_logits_and_residual(name: str, quant: str, rows: int, n: int, k: int) -
     expected = as_input(rms_norm(x, gain, EPS), quant, scale) @ values.T
     assert_close(out.checked(), expected, 2e-3, f"{name} {quant} logits")
 
-    # What the producer before it would have written: codes where one scale is the weight's own.
-    given = as_input(x, quant, scale)
-    if quant == "fixed":
-        given = codes(x, scale)
+    # What the producer before it would have written.
+    own = own_scales(x)
+    given = codes(x, scale if quant == "fixed" else own)
     down = packed(backend, [part], "down_proj", quant, [scale])
     residual = Guarded(rows, n, start=1.5)
     step = rows_step(backend, rows)
-    backend.linear_residual(step, given.astype(np.float32), down, residual.view)
+    backend.linear_residual(
+        step, given.astype(np.float32), down, residual.view, x_scale=own.ravel()
+    )
     expected = 1.5 + as_input(x, quant, scale) @ values.T
     assert_close(residual.checked(), expected, 1e-5, f"{name} {quant} residual")
 
@@ -145,12 +153,14 @@ def test_gated_stage_quantises_both_ends(
     weight = packed(backend, [gate, up], "gate_up_proj", quant, [0.01, 0.02])
     consumer = packed(backend, [down], "down_proj", quant, [0.005])
     out = Guarded(rows, size)
-    backend.norm_gate_up_silu(rows_step(backend, rows), x, gain, EPS, weight, consumer, out.view)
+    own = np.zeros(rows, np.float32)
+    step = rows_step(backend, rows)
+    backend.norm_gate_up_silu(step, x, gain, EPS, weight, consumer, out.view, out_scale=own)
     normed = as_input(rms_norm(x, gain, EPS), quant, 0.02)
     product = silu(normed @ gate_values.T) * (normed @ up_values.T)
-    expected = as_input(product, quant, 0.005)
-    if quant == "fixed":
-        expected = codes(product, 0.005)
+    expected = codes(product, 0.005 if quant == "fixed" else own_scales(product))
+    if quant == "per_token":
+        assert_close(own, own_scales(product).ravel(), 1e-5, f"{name} scales")
     got = out.checked()
     # A product computed in f32 may fall on the other side of a tie: one step of 1/8 at most.
     near = np.abs(got - expected) <= np.maximum(np.abs(expected) / 7, expected.std() * 1e-3)
@@ -191,11 +201,12 @@ def test_qkv_with_different_scales(name: str, quant: str) -> None:
     wanting = packed(backend, [projection], "o_proj", quant, [0.004])
     raw, quantised = Guarded(rows, heads * head_dim), Guarded(rows, heads * head_dim)
     backend.attention(step, got, pool, 0.25, plain, raw.view)
-    backend.attention(step, got, pool, 0.25, wanting, quantised.view)
-    values_of = raw.checked()
+    own = np.ones(rows, np.float32)
+    backend.attention(step, got, pool, 0.25, wanting, quantised.view, out_scale=own)
     scale = 0.004 if quant == "fixed" else None
-    rounded = np.stack([native.quantise(name, row, scale) for row in values_of])
-    assert same_bits(quantised.checked(), rounded)
+    rounded = [native.quantise(name, row, scale) for row in raw.checked()]
+    assert same_bits(quantised.checked(), np.stack([row for row, _ in rounded]))
+    assert same_bits(own, [row_scale for _, row_scale in rounded])
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -230,21 +230,24 @@ class TestBackend {
   }
 
   void attention(const StepArrays& s, const py::array& q, const Pool& pool, float scale,
-                 const PackedWeight& consumer, const py::array& out) {
-    backend_->attention({s.step, matrix(q), pool.view, scale, consumer.weight, matrix(out)});
+                 const PackedWeight& consumer, const py::array& out,
+                 std::optional<Floats>& out_scale) {
+    backend_->attention({s.step, matrix(q), pool.view, scale, consumer.weight, matrix(out),
+                         out_scale ? out_scale->mutable_data() : nullptr});
   }
 
   void linear_residual(const StepArrays& s, const py::array& x, const PackedWeight& w,
-                       const py::array& residual) {
-    backend_->linear_residual({s.step, matrix(x), w.weight, matrix(residual)});
+                       const py::array& residual, const std::optional<Floats>& x_scale) {
+    backend_->linear_residual(
+        {s.step, matrix(x), x_scale ? x_scale->data() : nullptr, w.weight, matrix(residual)});
   }
 
   void norm_gate_up_silu(const StepArrays& s, const py::array& residual, const Floats& gain,
                          float eps, const PackedWeight& w, const PackedWeight& consumer,
-                         const py::array& out) {
+                         const py::array& out, std::optional<Floats>& out_scale) {
     const Norm norm = norm_of(gain, eps);
-    backend_->norm_gate_up_silu(
-        {s.step, matrix(residual), norm, w.weight, consumer.weight, matrix(out)});
+    backend_->norm_gate_up_silu({s.step, matrix(residual), norm, w.weight, consumer.weight,
+                                 matrix(out), out_scale ? out_scale->mutable_data() : nullptr});
   }
 
   void logits(const StepArrays& s, const py::array& residual, const Floats& gain, float eps,
@@ -316,25 +319,24 @@ Floats exp_of(const std::string& level, const Floats& x) {
   throw py::value_error("unknown level " + level);
 }
 
-// A copy of x as a weight with this scale of its input (none: one per row) wants it.
-Floats quantise(const std::string& level, const Floats& x, std::optional<float> scale) {
+// (a copy of x as a weight with this scale of its input wants it, what its outputs are multiplied
+// by); no scale: the row's own.
+std::pair<Floats, float> quantise(const std::string& level, const Floats& x,
+                                  std::optional<float> scale) {
   Floats out(x.size());
   std::copy_n(x.data(), x.size(), out.mutable_data());
   if (level == "ref") {
     Weight consumer;
     consumer.quant = scale ? InputQuant::fixed : InputQuant::per_token;
     consumer.input_scale = scale.value_or(1.0f);
-    ref::quantise_input(out.mutable_data(), x.size(), consumer);
-    return out;
+    const float own = ref::quantise_input(out.mutable_data(), x.size(), consumer);
+    return {out, own};
   }
   for (const cpu::Kernels* kernels : cpu::supported_kernels()) {
     if (level != std::string("cpu:") + kernels->name) continue;
-    if (scale) {
-      kernels->quantise(out.mutable_data(), x.size(), *scale);
-    } else {
-      kernels->quantise_row(out.mutable_data(), x.size());
-    }
-    return out;
+    if (!scale) return {out, kernels->quantise_row(out.mutable_data(), x.size())};
+    kernels->quantise(out.mutable_data(), x.size(), *scale);
+    return {out, 1.0f};
   }
   throw py::value_error("unknown level " + level);
 }
@@ -418,9 +420,13 @@ PYBIND11_MODULE(MM_MODULE, m) {
       .def("norm_qkv_rope_store", &TestBackend::norm_qkv_rope_store, py::arg("step"),
            py::arg("residual"), py::arg("gain"), py::arg("eps"), py::arg("weight"), py::arg("cos"),
            py::arg("sin"), py::arg("pool"), py::arg("q"), py::arg("query_scale") = py::none())
-      .def("attention", &TestBackend::attention)
-      .def("linear_residual", &TestBackend::linear_residual)
-      .def("norm_gate_up_silu", &TestBackend::norm_gate_up_silu)
+      .def("attention", &TestBackend::attention, py::arg("step"), py::arg("q"), py::arg("pool"),
+           py::arg("scale"), py::arg("consumer"), py::arg("out"), py::arg("out_scale") = py::none())
+      .def("linear_residual", &TestBackend::linear_residual, py::arg("step"), py::arg("x"),
+           py::arg("weight"), py::arg("residual"), py::arg("x_scale") = py::none())
+      .def("norm_gate_up_silu", &TestBackend::norm_gate_up_silu, py::arg("step"),
+           py::arg("residual"), py::arg("gain"), py::arg("eps"), py::arg("weight"),
+           py::arg("consumer"), py::arg("out"), py::arg("out_scale") = py::none())
       .def("logits", &TestBackend::logits)
       .def("sample", &TestBackend::sample)
       .def("accept", &TestBackend::accept);

@@ -57,16 +57,15 @@ void quantise(float* x, std::int64_t n, float scale) {
   }
 }
 
-void quantise_row(float* x, std::int64_t n) {
+float quantise_row(float* x, std::int64_t n) {
   F8 largest = zero();  // not of NaN, which makes its outputs NaN without it
   for (std::int64_t i = 0; i < n; i += 8) {
     const F8 v = load_first(x + i, n - i);
     largest = max(max(v, zero() - v), largest);
   }
-  const F8 s = splat(e4m3_scale(highest(largest)));
-  for (std::int64_t i = 0; i < n; i += 8) {
-    store_first(x + i, n - i, code(load_first(x + i, n - i) / s) * s);
-  }
+  const float scale = e4m3_scale(highest(largest));
+  quantise(x, n, scale);
+  return scale;
 }
 
 void exp_all(const float* x, std::int64_t n, float* out) {

@@ -65,9 +65,10 @@ struct Kernels {
   // out[j] = silu(tile[j] * scales[j]) * (tile[16 + j] * scales[16 + j]), j < n <= 16; scales may
   // be null.
   void (*silu_mul)(const float* tile, const float* scales, std::int64_t n, float* out);
-  // In place: code(x / scale), and code(x / s) s with the row's own s (InputQuant).
+  // In place: code(x / scale), and code(x / s) with the row's own s, which is returned
+  // (InputQuant).
   void (*quantise)(float* x, std::int64_t n, float scale);
-  void (*quantise_row)(float* x, std::int64_t n);
+  float (*quantise_row)(float* x, std::int64_t n);
   void (*exp)(const float* x, std::int64_t n, float* out);
   std::uint64_t (*read)(const void* data, std::size_t bytes);  // any function of all bytes
 };

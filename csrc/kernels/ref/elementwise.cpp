@@ -28,8 +28,8 @@ void rope(float* head, const float* cos, const float* sin, std::int64_t head_dim
 
 float silu_mul(float gate, float up) { return gate / (1.0f + std::exp(-gate)) * up; }
 
-void quantise_input(float* x, std::int64_t n, const Weight& consumer) {
-  if (consumer.quant == InputQuant::none) return;
+float quantise_input(float* x, std::int64_t n, const Weight& consumer) {
+  if (consumer.quant == InputQuant::none) return 1.0f;
   const bool fixed = consumer.quant == InputQuant::fixed;
   float scale = consumer.input_scale;
   if (!fixed) {
@@ -37,10 +37,8 @@ void quantise_input(float* x, std::int64_t n, const Weight& consumer) {
     for (std::int64_t i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[i]));
     scale = e4m3_scale(largest);
   }
-  for (std::int64_t i = 0; i < n; ++i) {
-    const float code = e4m3_to_f32(f32_to_e4m3(x[i] / scale));
-    x[i] = fixed ? code : code * scale;
-  }
+  for (std::int64_t i = 0; i < n; ++i) x[i] = e4m3_to_f32(f32_to_e4m3(x[i] / scale));
+  return fixed ? 1.0f : scale;
 }
 
 void embed(const EmbedParams& p) {

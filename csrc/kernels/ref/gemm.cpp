@@ -20,7 +20,7 @@ float weight_element(const Weight& weight, std::int64_t row, std::int64_t k) {
   return 0;
 }
 
-void gemm(TensorView x, const Weight& weight, TensorView out) {
+void gemm(TensorView x, const float* x_scale, const Weight& weight, TensorView out) {
   for (std::int64_t m = 0; m < x.shape[0]; ++m) {
     const float* row = x.as<float>() + m * x.row_stride;
     for (std::int64_t n = 0; n < weight.spec.n; ++n) {
@@ -28,7 +28,8 @@ void gemm(TensorView x, const Weight& weight, TensorView out) {
       for (std::int64_t k = 0; k < weight.spec.k; ++k) {
         sum = std::fma(row[k], weight_element(weight, n, k), sum);
       }
-      if (weight.scales != nullptr) sum *= weight.scales[n];
+      const float own = x_scale != nullptr ? x_scale[m] : 1.0f;
+      if (weight.scales != nullptr) sum *= own * weight.scales[n];
       out.as<float>()[m * out.row_stride + n] = sum;
     }
   }

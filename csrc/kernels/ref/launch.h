@@ -17,16 +17,17 @@ void rms_norm(const float* x, const float* gain, float eps, std::int64_t n, floa
 void rope(float* head, const float* cos, const float* sin, std::int64_t head_dim);
 // gate / (1 + exp(-gate)) * up
 float silu_mul(float gate, float up);
-// In place: x[n] as `consumer` wants it (InputQuant).
-void quantise_input(float* x, std::int64_t n, const Weight& consumer);
+// In place: x[n] as `consumer` wants it (InputQuant); returns the scale of its outputs that is not
+// among the weight's, else 1.
+float quantise_input(float* x, std::int64_t n, const Weight& consumer);
 
 // ---- weights -------------------------------------------------------------------------------
 
 // Element [row, k] of a row-major matrix, without its row scale.
 float weight_element(const Weight& weight, std::int64_t row, std::int64_t k);
-// out[m, n] = scale[n] * sum_k x[m, k] w[n, k]: ONE chain of fused multiply-adds in ascending k
-// that starts from 0.
-void gemm(TensorView x, const Weight& weight, TensorView out);
+// out[m, n] = (x_scale[m] scale[n]) * sum_k x[m, k] w[n, k]: ONE chain of fused multiply-adds in
+// ascending k that starts from 0. x_scale may be null: 1.
+void gemm(TensorView x, const float* x_scale, const Weight& weight, TensorView out);
 
 // ---- a step --------------------------------------------------------------------------------
 
