@@ -56,10 +56,12 @@ bool KvCache::reserve(Sequence& sequence, int tokens) {
 
 void KvCache::share(Sequence& sequence) {
   if (!share_) return;
+  index_.trim(sequence.prefix);
   const std::size_t full = static_cast<std::size_t>(sequence.computed / block_tokens_);
   for (std::size_t i = sequence.prefix.links.size(); i < full; ++i) {
-    index_.insert(sequence.prefix, sequence.tokens.data() + i * block_tokens_,
-                  sequence.block_table[i]);
+    const std::int32_t unreachable = index_.insert(
+        sequence.prefix, sequence.tokens.data() + i * block_tokens_, sequence.block_table[i]);
+    if (unreachable != 0) free_.push_back(unreachable);
   }
 }
 

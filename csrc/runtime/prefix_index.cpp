@@ -44,28 +44,59 @@ bool PrefixIndex::same(const Entry& entry, const PrefixChain& chain,
 }
 
 std::int32_t PrefixIndex::find(PrefixChain& chain, const std::int32_t* tokens) {
+  if (closed(chain)) return 0;
   const PrefixKey key = next_key(chain, tokens);
   const auto found = entries_.find(key);
   if (found == entries_.end() || !same(found->second, chain, tokens)) return 0;
-  chain.links.push_back({key, found->second.serial});
+  chain.links.push_back({key, found->second.serial, true});
   return found->second.block;
 }
 
-void PrefixIndex::insert(PrefixChain& chain, const std::int32_t* tokens, std::int32_t block) {
-  if (find(chain, tokens) != 0) return;
-  MM_CHECK(!holds(block), "prefix_index", "block ", block, " is entered twice");
+std::int32_t PrefixIndex::insert(PrefixChain& chain, const std::int32_t* tokens,
+                                 std::int32_t block) {
+  if (const std::int32_t known = find(chain, tokens)) {
+    chain.links.back().own = known == block;
+    return 0;
+  }
   const PrefixKey key = next_key(chain, tokens);
+  const auto found = entries_.find(key);
+  const bool collides = found != entries_.end() && !std::equal(found->second.tokens.begin(),
+                                                               found->second.tokens.end(), tokens);
+  if (closed(chain) || collides) {
+    chain.links.push_back({key, 0, true});
+    return 0;
+  }
+  const std::int32_t unreachable = found != entries_.end() ? remove(found) : 0;
+  MM_CHECK(!holds(block), "prefix_index", "block ", block, " is entered twice");
   Entry entry;
   entry.block = block;
   entry.serial = next_serial_++;
   entry.parent = chain.links.empty() ? 0 : chain.links.back().serial;
   if (chain.links.empty()) entry.salt = chain.salt;
   entry.tokens.assign(tokens, tokens + block_tokens_);
-  chain.links.push_back({key, entry.serial});
-  // An entry under the same key is of other tokens, or of a chain whose front was evicted: the
-  // block stays out of the index.
-  const auto [place, added] = entries_.try_emplace(key, std::move(entry));
-  if (added) entry_of_[index(block)] = &*place;
+  chain.links.push_back({key, entry.serial, true});
+  entry_of_[index(block)] = &*entries_.emplace(key, std::move(entry)).first;
+  return unreachable;
+}
+
+void PrefixIndex::trim(PrefixChain& chain) const {
+  const auto gone = [this](const PrefixChain::Link& link) {
+    if (link.own) return false;
+    const auto found = entries_.find(link.key);
+    return found == entries_.end() || found->second.serial != link.serial;
+  };
+  chain.links.erase(std::find_if(chain.links.begin(), chain.links.end(), gone), chain.links.end());
+}
+
+// Returns its block if no sequence has it.
+std::int32_t PrefixIndex::remove(Entries::iterator place) {
+  const Entry& entry = place->second;
+  const std::int32_t block = entry.block;
+  const bool idle = entry.idle;
+  if (idle) idle_.erase(entry.place);
+  entry_of_[index(block)] = nullptr;
+  entries_.erase(place);
+  return idle ? block : 0;
 }
 
 void PrefixIndex::set_idle(std::int32_t block) {
@@ -84,12 +115,7 @@ void PrefixIndex::set_busy(std::int32_t block) {
 
 std::int32_t PrefixIndex::evict() {
   MM_CHECK(!idle_.empty(), "prefix_index", "no block is idle");
-  const std::int32_t block = idle_.front();
-  idle_.pop_front();
-  const PrefixKey key = entry_of_[index(block)]->first;
-  entry_of_[index(block)] = nullptr;
-  entries_.erase(key);
-  return block;
+  return remove(entries_.find(entry_of_[index(idle_.front())]->first));
 }
 
 }  // namespace mmengine

@@ -21,8 +21,11 @@ class PrefixIndex {
   // The block that continues the chain with tokens[block_tokens], appended to it; 0: none.
   std::int32_t find(PrefixChain& chain, const std::int32_t* tokens);
   // Enters `block` as the next of the chain, or, where these tokens are there already, leaves it
-  // out; the chain grows either way.
-  void insert(PrefixChain& chain, const std::int32_t* tokens, std::int32_t block);
+  // out; the chain grows either way. Returns an idle block that was in its place and can no longer
+  // be reached, because what leads to it was evicted; 0: none.
+  std::int32_t insert(PrefixChain& chain, const std::int32_t* tokens, std::int32_t block);
+  // Cuts the chain where another sequence's block was evicted: to be entered again from there.
+  void trim(PrefixChain& chain) const;
 
   bool holds(std::int32_t block) const { return entry_of_[index(block)] != nullptr; }
   // A block that no sequence uses may be evicted, the one longest unused first.
@@ -46,7 +49,11 @@ class PrefixIndex {
   using Entries = std::unordered_map<PrefixKey, Entry, KeyHash>;
 
   static std::size_t index(std::int32_t block) { return static_cast<std::size_t>(block); }
+  static bool closed(const PrefixChain& chain) {
+    return !chain.links.empty() && chain.links.back().serial == 0;
+  }
   PrefixKey next_key(const PrefixChain& chain, const std::int32_t* tokens) const;
+  std::int32_t remove(Entries::iterator place);
   bool same(const Entry& entry, const PrefixChain& chain, const std::int32_t* tokens) const;
 
   int block_tokens_;

@@ -117,12 +117,16 @@ Schedule Scheduler::schedule() {
           std::min(static_cast<int>(sequence.tokens.size()) + 1, options_.max_context);
       const int needed = (positions + cache_.block_tokens() - 1) / cache_.block_tokens();
       if (free_slots_.empty() || budget.prompt_rows == 0) break;
+      // Looking for a prefix costs time that grows with the prompt: not again before more is free.
+      if (cache_.available_blocks() <= sequence.refused_with) break;
       cache_.attach(sequence);
       const auto attached = static_cast<int>(sequence.block_table.size());
       if (cache_.available_blocks() < needed - attached) {
         cache_.release(sequence);
+        sequence.refused_with = cache_.available_blocks();
         break;
       }
+      sequence.refused_with = -1;
       if (sequence.preemptions == 0) {
         sequence.cached_tokens = std::min(sequence.computed, sequence.num_prompt_tokens);
         cached_tokens_ += sequence.cached_tokens;

@@ -23,7 +23,8 @@ struct PrefixKey {
 struct PrefixChain {
   struct Link {
     PrefixKey key;
-    std::uint64_t serial = 0;  // of the index's entry
+    std::uint64_t serial = 0;  // of the index's entry; 0: none, nor for what follows
+    bool own = true;           // the entry's block is the sequence's; others' may be evicted
   };
   std::string salt;  // sequences share nothing unless their salts are equal
   std::vector<Link> links;
@@ -51,7 +52,8 @@ struct Sequence {
   PrefixChain prefix;  // its leading full blocks, known to the prefix index
   int table_sent = 0;  // leading entries of block_table that the runner has seen
   int preemptions = 0;
-  int logits_sent = 0;  // leading rows whose logits were delivered, before a preemption, too
+  int refused_with = -1;  // blocks that were available when there were too few to begin
+  int logits_sent = 0;    // leading rows whose logits were delivered, before a preemption, too
 
   int num_generated() const { return static_cast<int>(tokens.size()) - num_prompt_tokens; }
   // Ending tokens are not chosen before min_tokens.

@@ -250,6 +250,29 @@ def test_a_prefix_is_computed_once():
     assert (rows, cached) == (16, 0)
 
 
+def test_a_chain_outlives_the_blocks_of_another():
+    """Two compute one prompt at once: the blocks of the first are known, those of the second are
+    not, until the first's are evicted."""
+    harness = Harness(num_blocks=13, block_tokens=4, slots=3, max_context=52, prefill_chunk=64)
+    device = Device(13, 4, 3)
+    prompt = list(range(13))
+    harness.submit(0, prompt, max_tokens=1)
+    harness.submit(1, prompt, max_tokens=16)
+    harness.commit(device.step(harness.schedule()))
+    harness.reap()
+    assert harness.blocks() == (6, 4, 3, 13)
+    harness.submit(2, [40] * 33, max_tokens=1)  # nine blocks: all of the first's three go
+    texts = {}
+    while (batch := harness.schedule()) is not None:
+        harness.commit(device.step(batch))
+        texts |= {state["id"]: state["tokens"] for state in harness.sequences()}
+        harness.reap()
+    assert len(texts[1]) == 29
+    again, rows, cached = run_one(harness, device, 3, texts[1], max_tokens=1)
+    assert (rows, cached) == (1, 28)
+    assert again == solo(texts[1], 1, 0, [], 52)[0]
+
+
 def test_salts_share_nothing():
     harness = Harness(num_blocks=32, block_tokens=4, slots=2, max_context=64, prefill_chunk=64)
     device = Device(32, 4, 2)
