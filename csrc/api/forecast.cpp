@@ -40,26 +40,14 @@ DType dtype_of(const std::vector<TensorGroup>& groups, Matter matter) {
 // As the checkpoint's headers would say it.
 StoredWeights stored_weights(const Source& source) {
   const std::vector<TensorGroup> groups = decoder_groups(source.config, source.conversion);
-  const DType table = dtype_of(groups, Matter::embedding),
-              linear = dtype_of(groups, Matter::linear);
+  const DType table = dtype_of(groups, Matter::embedding), head = dtype_of(groups, Matter::head);
+  const DType linear = dtype_of(groups, Matter::linear);
   const bool fixed = source.config.activations == ActivationScheme::fixed;
-  const auto is_table = [](const std::string& matrix) {
-    return matrix == "embed_tokens" || matrix == "lm_head";
-  };
   return {!source.config.tied_embeddings,
-          [=](const std::string& matrix) { return is_table(matrix) ? table : linear; },
-          [=](const std::string& matrix) { return fixed && !is_table(matrix); }};
-}
-
-std::int64_t vision_bytes(const Source& source, bool text_only) {
-  std::int64_t bytes = 0;
-  for (const ComponentSum& sum :
-       sum_groups(decoder_groups(source.config, source.conversion), GpuFormat::stored, text_only)) {
-    if (sum.component == Component::vision_tower || sum.component == Component::projector) {
-      bytes += sum.resident_bytes;
-    }
-  }
-  return bytes;
+          [=](const std::string& matrix) {
+            return matrix == "embed_tokens" ? table : matrix == "lm_head" ? head : linear;
+          },
+          [=](const std::string& matrix) { return fixed && matrix.starts_with("layers."); }};
 }
 
 }  // namespace
@@ -100,14 +88,11 @@ Census census(const std::string& directory, const std::string& weight_dtype, boo
   return out;
 }
 
-CpuForecast forecast_cpu(const std::string& directory, const EngineOptions& options,
-                         bool text_only) {
+CpuForecast forecast_cpu(const std::string& directory, const EngineOptions& options) {
   const Source source = read_source(directory);
-  const std::int64_t vision = vision_bytes(source, text_only);
-  PlanOptions wish = plan_options(options, options.threads);
+  const PlanOptions wish = plan_options(options, options.threads);
   CpuForecast out;
   out.available_bytes = wish.memory_bytes;
-  wish.memory_bytes = std::max<std::int64_t>(wish.memory_bytes - vision, 0);
   const Plan plan = make_plan(source.config, stored_weights(source), wish);
   const auto signed_size = [](std::size_t bytes) { return static_cast<std::int64_t>(bytes); };
 
@@ -118,7 +103,7 @@ CpuForecast forecast_cpu(const std::string& directory, const EngineOptions& opti
   }
   const std::int64_t block_bytes = signed_size(plan.kv_layer_bytes) * plan.kv.num_layers;
   out.fits = !plan.misfit;
-  out.resident_bytes = weights + vision;
+  out.resident_bytes = weights;
   out.kv_bytes = block_bytes * (plan.num_blocks + 1);
   out.workspace_bytes =
       signed_size(plan.device.bytes() + plan.host.bytes()) - weights - out.kv_bytes;
@@ -134,8 +119,8 @@ CpuForecast forecast_cpu(const std::string& directory, const EngineOptions& opti
   const std::int64_t one =
       (context + plan.kv.block_tokens - 1) / plan.kv.block_tokens * block_bytes;
   const std::int64_t beside = out.workspace_bytes + one + block_bytes;
-  out.needed_bytes = signed_size(plan.weights_end) + vision +
-                     std::max(beside, options.kv_blocks != 0 ? 0 : 4 * one);
+  out.needed_bytes =
+      signed_size(plan.weights_end) + std::max(beside, options.kv_blocks != 0 ? 0 : 4 * one);
   return out;
 }
 

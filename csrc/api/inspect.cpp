@@ -119,8 +119,9 @@ ModelInfo describe(const ModelConfig& config, const Checkpoint& checkpoint,
 
 ModelInfo inspect(const std::string& directory) {
   std::vector<std::string> warnings;
-  const ModelConfig config = read_config(directory, warnings);
-  const Checkpoint checkpoint = Checkpoint::open(directory, config);
+  const Checkpoint checkpoint = Checkpoint::open(directory, read_config(directory, warnings));
+  const ModelConfig& config = checkpoint.config();
+  if (checkpoint.kind() == CheckpointKind::model) check_model_shapes(config, checkpoint);
   ModelInfo info = describe(config, checkpoint, std::move(warnings));
   for (const std::string& name : checkpoint.names()) {
     const HostTensor tensor = checkpoint.tensor(name);

@@ -72,8 +72,8 @@ LoadedModel load_model(const std::string& directory, const EngineOptions& option
     fail(ErrorCode::usage, "threads", "expected 1 to 1024, or 0 for all, got ", options.threads);
   }
   std::vector<std::string> warnings;
-  const ModelConfig config = read_config(directory, warnings);
-  const Checkpoint checkpoint = Checkpoint::open(directory, config);
+  const Checkpoint checkpoint = Checkpoint::open(directory, read_config(directory, warnings));
+  const ModelConfig& config = checkpoint.config();
   if (checkpoint.kind() == CheckpointKind::draft_head) {
     const std::string file = checkpoint.source("norm").file;
     throw Error(ErrorCode::unsupported_model, file,
@@ -87,7 +87,7 @@ LoadedModel load_model(const std::string& directory, const EngineOptions& option
 
   LoadedModel model;
   model.plan = make_plan(config, stored_weights(checkpoint), options_of_plan);
-  check_shapes(model.plan.decoder, config, checkpoint);
+  check_model_shapes(config, checkpoint);
   check_fits(model.plan);
   model.info = describe(config, checkpoint, std::move(warnings));
   model.info.weight_dtype = format_name(main_format(model.plan.decoder));

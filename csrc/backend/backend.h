@@ -59,7 +59,7 @@ struct HostWeight {  // the parts of one packed weight: q, k, v or gate, up or a
     HostTensor weight_scale;  // of e4m3: f32 or bf16, one or [rows]; value = code * scale
     HostTensor input_scale;   // f32 or bf16, one: of InputQuant::fixed
     RowOrder rows = RowOrder::half_split;
-    TensorSource source;
+    TensorSource source, weight_scale_source, input_scale_source;
   };
   std::vector<Part> parts;
   InputQuant quant = InputQuant::none;  // other than none: all parts and the format are e4m3

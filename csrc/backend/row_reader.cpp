@@ -53,28 +53,32 @@ void check_finite(const Part& part, std::int64_t row, const std::vector<float>& 
   }
 }
 
-constexpr const char* kScaleHint = "; the file is damaged, or pass allow_nonfinite";
-
-void check_scale(const Part& part, const HostTensor& scale, const char* name, std::int64_t i,
-                 bool zero_allowed) {
-  const float value = read_element(scale, i);
+// Of the file, or what the packed weight makes of it: that carries a factor of 256.
+void check_scale(const TensorSource& source, float value, std::int64_t i, bool zero_allowed) {
   const bool positive = zero_allowed ? value >= 0 : value > 0;
-  // The packed scale carries a factor of 256.
   if (positive && std::isfinite(value * 256)) return;
-  throw Error(ErrorCode::model_format, part.source.text(),
-              str(name, "[", i, "]: expected a finite number ", zero_allowed ? ">= 0" : "> 0",
-                  ", got ", value, std::isfinite(value) ? "; the file is damaged" : kScaleHint),
+  throw Error(ErrorCode::model_format, source.text(),
+              str("element [", i, "]: expected a finite number ", zero_allowed ? ">= 0" : "> 0",
+                  ", got ", value, "; the file is damaged, download it again"),
               {.reason = std::isfinite(value) ? "scale" : "non_finite",
-               .file = part.source.file,
-               .tensor = part.source.tensor});
+               .file = source.file,
+               .tensor = source.tensor});
 }
 
 // A scale of one row may be 0, when the row is; one for the whole matrix may not.
-void check_scales(const Part& part, bool allow_nonfinite) {
+void check_weight_scales(const Part& part, float input_scale, bool allow_nonfinite) {
   const std::int64_t count = part.weight_scale ? part.weight_scale.shape.count() : 0;
   for (std::int64_t i = 0; i < count; ++i) {
-    if (allow_nonfinite && !std::isfinite(read_element(part.weight_scale, i))) continue;
-    check_scale(part, part.weight_scale, "weight_scale", i, count > 1);
+    const float value = read_element(part.weight_scale, i);
+    if (allow_nonfinite && !std::isfinite(value)) continue;
+    check_scale(part.weight_scale_source, value, i, count > 1);
+    if (std::isfinite(value * 256 * input_scale)) continue;
+    throw Error(ErrorCode::model_format, part.weight_scale_source.text(),
+                str("element [", i, "]: ", value, " times the activation scale ", input_scale,
+                    " is no finite number; the file is damaged, download it again"),
+                {.reason = "scale",
+                 .file = part.weight_scale_source.file,
+                 .tensor = part.weight_scale_source.tensor});
   }
 }
 
@@ -83,8 +87,9 @@ float largest_input_scale(const HostWeight& host) {
   for (const Part& part : host.parts) {
     MM_CHECK(part.input_scale && part.input_scale.shape.count() == 1, "pack", part.source.text(),
              ": input_scale: expected one element");
-    check_scale(part, part.input_scale, "activation_scale", 0, false);
-    largest = std::max(largest, read_element(part.input_scale, 0));
+    const float value = read_element(part.input_scale, 0);
+    check_scale(part.input_scale_source, value, 0, false);
+    largest = std::max(largest, value);
   }
   return largest;
 }
@@ -168,11 +173,12 @@ RowReader::RowReader(const HostWeight& host, const WeightSpec& spec)
   MM_CHECK(spec.role != Role::gate_up_proj || 2 * first_row_[1] == spec.n, "pack",
            host.parts[0].source.text(), ": expected as many gate rows as up rows, got ",
            first_row_[1], " of ", spec.n);
-  for (const Part& part : host.parts) check_scales(part, host.allow_nonfinite);
-  if (host.quant == InputQuant::none) return;
-  MM_CHECK(spec.format == WeightFormat::fp8, "pack", host.parts[0].source.text(),
-           ": expected format fp8 for an input that is quantised");
+  MM_CHECK(host.quant == InputQuant::none || spec.format == WeightFormat::fp8, "pack",
+           host.parts[0].source.text(), ": expected format fp8 for an input that is quantised");
   if (host.quant == InputQuant::fixed) weight_.input_scale = largest_input_scale(host);
+  for (const Part& part : host.parts) {
+    check_weight_scales(part, weight_.input_scale, host.allow_nonfinite);
+  }
 }
 
 std::size_t RowReader::part_of(std::int64_t row) const {

@@ -72,10 +72,10 @@ void bind_forecast(py::module_& m) {
       py::arg("draft") = false);
   m.def(
       "forecast_cpu",
-      [](const std::string& directory, const EngineOptions& options, bool text_only) {
-        return forecast_dict(forecast_cpu(directory, options, text_only));
+      [](const std::string& directory, const EngineOptions& options) {
+        return forecast_dict(forecast_cpu(directory, options));
       },
-      py::arg("directory"), py::arg("options"), py::arg("text_only") = false);
+      py::arg("directory"), py::arg("options"));
 }
 
 }  // namespace mmengine

@@ -17,21 +17,26 @@ class Groups {
         norms_(conversion ? DType::f32 : config.dtype),
         row_scales_(conversion == DType::e4m3),
         linears_(config.fp8_linears || row_scales_ ? DType::e4m3 : plain_),
+        tied_(config.tied_embeddings),
         activations_(config.activations) {}
 
   void norm(Component component, std::int64_t count, std::int64_t columns) {
     groups_.push_back({component, count, 1, columns, norms_, Matter::fixed, false});
   }
   void table(Component component, Matter matter, std::int64_t rows, std::int64_t columns) {
-    groups_.push_back({component, 1, rows, columns, plain_, matter, true});
-    if (row_scales_) scales(1, rows, DType::f32);
+    // A table that is not the head, too, is read a row at a time and stays wide.
+    const bool wide = row_scales_ && matter == Matter::embedding && !tied_;
+    groups_.push_back({component, 1, rows, columns, wide ? DType::bf16 : plain_, matter, true});
+    if (row_scales_ && !wide) scales(1, rows, DType::f32);
   }
   // Columns and rows of linears are both divided, by turns; their scalar scales are not.
   void linear(Component component, std::int64_t count, std::int64_t rows, std::int64_t columns) {
     groups_.push_back({component, count, rows, columns, linears_, Matter::linear, true});
-    if (row_scales_) return scales(count, rows, DType::f32);
     if (linears_ != DType::e4m3) return;
-    scales(count * (activations_ == ActivationScheme::fixed ? 2 : 1), 1, DType::bf16);
+    const bool shipped = activations_ != ActivationScheme::none;  // a conversion keeps their scales
+    if (row_scales_ && !shipped) return scales(count, rows, DType::f32);
+    scales(count * (activations_ == ActivationScheme::fixed ? 2 : 1), 1,
+           row_scales_ ? DType::f32 : DType::bf16);
   }
   // Of the vision part, which no conversion touches.
   void vision(Component component, std::int64_t count, std::int64_t rows, std::int64_t columns,
@@ -48,6 +53,7 @@ class Groups {
   DType plain_, norms_;
   bool row_scales_;
   DType linears_;
+  bool tied_;
   ActivationScheme activations_;
   std::vector<TensorGroup> groups_;
 };

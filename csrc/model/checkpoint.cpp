@@ -64,7 +64,7 @@ struct Checkpoint::Impl {
   std::vector<MappedFile> files;
   std::unordered_map<std::string, Entry> entries;  // by our name
   std::vector<std::string> warnings;
-  std::vector<std::string> unknown;
+  std::vector<std::string> unknown, beyond;  // beyond: of layers that the config has not
   std::int64_t kv_scales = 0;
   std::uint64_t bytes = 0;
 
@@ -72,6 +72,8 @@ struct Checkpoint::Impl {
   void add_tensor(const std::string& file, const TensorInfo& info, const std::byte* data);
   void check_assigned(const Shards& shards, const Directory& from) const;
   void add_unnamed(const TensorInfo& info);
+  void check_depth() const;
+  void take_scales_at_their_word();
   std::vector<std::string> missing_scales() const;
   std::vector<std::string> missing_vision();
   void check_complete();
@@ -135,8 +137,34 @@ void Checkpoint::Impl::add_unnamed(const TensorInfo& info) {
       ++kv_scales;
       return;
     case Unnamed::unknown:
-      unknown.push_back(info.name);
+      break;
   }
+  ModelConfig deeper = config;
+  deeper.num_layers = std::numeric_limits<std::int32_t>::max();
+  if (deeper.vision) deeper.vision->num_layers = deeper.num_layers;
+  const bool layer = !our_name(layout, info.name, deeper).empty();
+  (layer ? beyond : unknown).push_back(info.name);
+}
+
+// Half a model would answer, and nobody would know why it is bad.
+void Checkpoint::Impl::check_depth() const {
+  if (beyond.empty()) return;
+  const std::string& first = *std::min_element(beyond.begin(), beyond.end());
+  throw Error(ErrorCode::model_format, directory,
+              str("the files hold ", beyond.size(), " tensors of layers beyond the config's ",
+                  config.num_layers, ", the first is ", printable(first),
+                  "; config and weights are of different models"),
+              {.reason = "layers", .file = directory, .tensor = first});
+}
+
+// Weights in e4m3 whose activation scales are there, under a config that tells of neither.
+void Checkpoint::Impl::take_scales_at_their_word() {
+  if (config.fp8_linears || !entries.contains(str("layers.0.q_proj", kInputScale))) return;
+  config.fp8_linears = true;
+  config.activations = ActivationScheme::fixed;
+  warnings.push_back(str(directory,
+                         ": the config does not tell of quantisation, the files have activation "
+                         "scales: inputs are quantised by them"));
 }
 
 // Under the names that the weights beside them have in their files.
@@ -234,11 +262,15 @@ Checkpoint Checkpoint::open(const std::string& path, const ModelConfig& config) 
   if (impl->layout == CheckpointLayout::mistral) check_manifest(directory, shards.files);
   for (const std::string& file : shards.files) impl->add_file(directory, file, shards);
   impl->check_assigned(shards, directory);
+  impl->check_depth();
+  impl->take_scales_at_their_word();
   impl->check_complete();
   impl->check_scales();
   impl->warn_unused();
   return Checkpoint(std::move(impl));
 }
+
+const ModelConfig& Checkpoint::config() const { return impl_->config; }
 
 CheckpointKind Checkpoint::kind() const { return impl_->kind; }
 

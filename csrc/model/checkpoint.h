@@ -29,6 +29,8 @@ class Checkpoint {
   Checkpoint(Checkpoint&&) noexcept;
   Checkpoint& operator=(Checkpoint&&) noexcept;
   ~Checkpoint();
+  // As it was given, with what only the files say: fixed activation scales that no config tells of.
+  const ModelConfig& config() const;
   CheckpointKind kind() const;
   bool has(const std::string& name) const;
   // Its data may be unaligned. Error{model_format} names file and tensor.

@@ -96,7 +96,8 @@ void read_hf_yarn(const Fields& fields, const Fields& rope, RopeConfig& config) 
   config.factor = yarn_factor(fields, rope, config.original_context);
   config.beta_fast = number_or(rope, "beta_fast", kMaxBeta, 32);
   config.beta_slow = number_or(rope, "beta_slow", kMaxBeta, 1);
-  config.truncate = rope.flag("truncate", true);
+  // transformers takes a null for no.
+  config.truncate = rope.flag("truncate", !rope.present("truncate"));
   config.attention_factor = resolve_attention_factor(rope, config.factor);
 }
 

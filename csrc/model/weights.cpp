@@ -170,17 +170,6 @@ StoredWeights stored_weights(const Checkpoint& checkpoint) {
       [&checkpoint](const std::string& matrix) { return checkpoint.has(matrix + ".input_scale"); }};
 }
 
-void check_shapes(const WeightPlan& plan, const ModelConfig& config, const Checkpoint& checkpoint) {
-  for (const WeightEntry& entry : plan.weights) {
-    for (std::size_t i = 0; i < entry.parts.size(); ++i) {
-      check_shape(checkpoint, entry.parts[i], {entry.rows[i], entry.spec.k});
-    }
-  }
-  for (const NormEntry& entry : plan.norms) {
-    check_shape(checkpoint, entry.name, {config.hidden_size});
-  }
-}
-
 WeightPlan plan_decoder(const ModelConfig& config, const StoredWeights& stored, FormatWish wish,
                         const BackendTraits& traits, Layout& layout) {
   const std::int64_t hidden = config.hidden_size;
@@ -211,6 +200,20 @@ WeightPlan plan_decoder(const ModelConfig& config, const StoredWeights& stored, 
   return plan.take();
 }
 
+void check_model_shapes(const ModelConfig& config, const Checkpoint& checkpoint) {
+  Layout sizes_do_not_matter;
+  const WeightPlan plan = plan_decoder(config, stored_weights(checkpoint), FormatWish::stored,
+                                       traits(BackendKind::ref), sizes_do_not_matter);
+  for (const WeightEntry& entry : plan.weights) {
+    for (std::size_t i = 0; i < entry.parts.size(); ++i) {
+      check_shape(checkpoint, entry.parts[i], {entry.rows[i], entry.spec.k});
+    }
+  }
+  for (const NormEntry& entry : plan.norms) {
+    check_shape(checkpoint, entry.name, {config.hidden_size});
+  }
+}
+
 Weights::Weights(const WeightPlan& plan, const ModelConfig& config, const Checkpoint& checkpoint,
                  Backend& backend, const Arena& arena, const LoadOptions& options) {
   for (const NormEntry& entry : plan.norms) {
@@ -231,9 +234,13 @@ Weights::Weights(const WeightPlan& plan, const ModelConfig& config, const Checkp
       HostWeight::Part part;
       part.weight = checkpoint.tensor(entry.parts[i]);
       part.source = checkpoint.source(entry.parts[i]);
-      part.weight_scale = tensor_or_none(checkpoint, entry.parts[i] + ".weight_scale");
+      const std::string weight_scale = entry.parts[i] + ".weight_scale";
+      const std::string input_scale = entry.parts[i] + ".input_scale";
+      part.weight_scale = tensor_or_none(checkpoint, weight_scale);
+      part.weight_scale_source = checkpoint.source(weight_scale);
       if (entry.quant == InputQuant::fixed) {
-        part.input_scale = checkpoint.tensor(entry.parts[i] + ".input_scale");
+        part.input_scale = checkpoint.tensor(input_scale);
+        part.input_scale_source = checkpoint.source(input_scale);
       }
       const bool rotary = entry.spec.role == Role::qkv_proj && i < 2;
       part.rows = rotary ? checkpoint.row_order() : RowOrder::half_split;

@@ -57,7 +57,7 @@ WeightPlan plan_decoder(const ModelConfig& config, const StoredWeights& stored, 
                         const BackendTraits& traits, Layout& layout);
 
 // Every tensor has the shape that the config gives it, else Error{model_format, "shape"}.
-void check_shapes(const WeightPlan& plan, const ModelConfig& config, const Checkpoint& checkpoint);
+void check_model_shapes(const ModelConfig& config, const Checkpoint& checkpoint);
 
 struct LoadOptions {
   bool allow_nonfinite = false;

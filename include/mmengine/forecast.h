@@ -44,7 +44,7 @@ struct CpuForecast {
   bool fits = false;
   std::int64_t needed_bytes = 0;     // for one sequence of max_context tokens, or of the model's
   std::int64_t available_bytes = 0;  // options.memory_bytes, else what the machine has free
-  std::int64_t resident_bytes = 0;   // weights as packed, vision included unless text_only
+  std::int64_t resident_bytes = 0;   // weights as packed; a vision tower is not loaded
   std::int64_t kv_bytes = 0;         // the pool
   std::int64_t workspace_bytes = 0;  // everything else
   std::int64_t kv_blocks = 0, kv_block_tokens = 0, max_context = 0;
@@ -53,7 +53,6 @@ struct CpuForecast {
 
 // Takes weight_dtype, kv_dtype, max_context, max_batch, prefill_chunk, kv_blocks, memory_bytes and
 // threads of the options.
-MM_EXPORT CpuForecast forecast_cpu(const std::string& directory, const EngineOptions& options,
-                                   bool text_only = false);
+MM_EXPORT CpuForecast forecast_cpu(const std::string& directory, const EngineOptions& options);
 
 }  // namespace mmengine

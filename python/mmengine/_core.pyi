@@ -210,5 +210,5 @@ def census(
 ) -> dict[str, Any]:
     """What a model holds, from its config alone; the fields of mmengine::Census."""
 
-def forecast_cpu(directory: str, options: EngineOptions, text_only: bool = False) -> dict[str, Any]:
+def forecast_cpu(directory: str, options: EngineOptions) -> dict[str, Any]:
     """Memory of an engine on the CPU, from its config alone; the fields of CpuForecast."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +13,22 @@ from mmengine.cli_output import Output, note
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+@contextmanager
+def _warnings() -> Iterator[None]:
+    """What the library logs in the meantime goes to stderr."""
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            note(f"mm-run: warning: {record.getMessage()}", style="yellow")
+
+    log, handler = logging.getLogger("mmengine"), Notes(logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def run_convert(args: argparse.Namespace, output: Output) -> None:
@@ -24,7 +43,8 @@ def run_convert(args: argparse.Namespace, output: Output) -> None:
         destination = whole.parent / f"{stem}-{args.target_dtype}"
     else:
         destination = Path(args.destination)
-    made = convert(source, destination, args.target_dtype, progress=None, force=args.force)
+    with _warnings():
+        made = convert(source, destination, args.target_dtype, progress=None, force=args.force)
     output.write(f"{made}\n")
 
 
@@ -52,9 +72,17 @@ def run_inspect(args: argparse.Namespace, output: Output) -> None:
 
 def _told(config: dict[str, Any]) -> dict[str, Any]:
     """`config` without the scaling of the positions where there is none."""
-    plain = {name for name in ("rope_factor", "rope_attention_factor") if config.get(name) == 1}
-    if "rope_factor" in plain:
-        plain.add("rope_original_context")
+    plain: set[str] = set()
+    if config.get("rope_original_context") == 0:
+        words = (
+            "factor",
+            "original_context",
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "truncate",
+        )
+        plain |= {f"rope_{word}" for word in words}
     if config.get("rope_scaling_beta") == 0:
         plain |= {"rope_scaling_beta", "rope_scaling_context"}
     return {name: value for name, value in config.items() if name not in plain}
@@ -67,7 +95,7 @@ def _print_report(console: Console, report: dict[str, Any]) -> None:
     facts = Table(title="model", show_header=False)
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
-    for name in ("path", "kind", "layout", "tokenizer", "quantization"):
+    for name in ("path", "kind", "layout", "tokenizer", "tokenizer_version", "quantization"):
         facts.add_row(name, Text(str(report[name] or "none")))
     facts.add_row("size", f"{report['bytes'] / 1e9:.3f} GB")
     facts.add_row("parameters", f"{report['parameters']:,}")

@@ -50,7 +50,8 @@ def convert(
     """Writes `source` (GGUF file, or directory in HF or Mistral layout) as an engine directory.
 
     weight_dtype is the type of the matrices: "bf16", "f32", or "fp8" (E4M3 codes with one F32
-    scale a row, embedding and head included); norms stay F32. Linears that are FP8 already keep
+    scale a row, head included; an embedding that is not the head, too, is BF16, as the loader
+    makes it); norms stay F32. Linears that are FP8 already keep
     codes and scales, those of their inputs too, under "fp8"; else they become what they stand for
     and their inputs are no longer rounded. `force` replaces an older engine
     directory. `progress` is that of mmengine.progress.bar. Returns `destination`, resolved.
@@ -66,7 +67,8 @@ def convert(
     destination = _checked_destination(source, destination)
     opened = _open(source)
     try:
-        header, tensor_bytes = _safetensors_header(opened.tensors, dtype)
+        dtypes = _dtypes(opened.tensors, dtype)
+        header, tensor_bytes = _safetensors_header(opened.tensors, dtypes)
         needed = tensor_bytes + len(header) + sum(map(len, opened.texts.values()))
         source_bytes = sum(path.stat().st_size for path in opened.inputs)
         with (
@@ -85,8 +87,8 @@ def convert(
                     file.write(data)
             with output.file("consolidated.safetensors") as file:
                 file.write(header)
-                for tensor in opened.tensors.values():
-                    _write_tensor(file, tensor, dtype, advance)
+                for name, tensor in opened.tensors.items():
+                    _write_tensor(file, tensor, dtypes[name], advance)
             output.write_json(
                 MANIFEST,
                 {
@@ -141,7 +143,17 @@ def _checked_destination(source: Path, destination: Path) -> Path:
     return destination
 
 
-def _safetensors_header(tensors: dict[str, SourceTensor], dtype: WeightDtype) -> tuple[bytes, int]:
+def _dtypes(tensors: dict[str, SourceTensor], dtype: WeightDtype) -> dict[str, WeightDtype]:
+    """What each matrix is written as; a table that is read a row at a time gains nothing by fp8."""
+    dtypes = dict.fromkeys(tensors, dtype)
+    if dtype == "fp8" and "output.weight" in tensors:
+        dtypes["tok_embeddings.weight"] = "bf16"
+    return dtypes
+
+
+def _safetensors_header(
+    tensors: dict[str, SourceTensor], dtypes: dict[str, WeightDtype]
+) -> tuple[bytes, int]:
     entries: dict[str, Any] = {}
     end = 0
 
@@ -154,8 +166,8 @@ def _safetensors_header(tensors: dict[str, SourceTensor], dtype: WeightDtype) ->
         if len(tensor.shape) == 1:
             add(name, "F32", tensor.shape, 4)
             continue
-        add(name, _STORED[dtype][0], tensor.shape, _STORED[dtype][1])
-        if dtype != "fp8":
+        add(name, _STORED[dtypes[name]][0], tensor.shape, _STORED[dtypes[name]][1])
+        if dtypes[name] != "fp8":
             continue
         stem, scale_shape = name.removesuffix(".weight"), tensor.shape[:1]
         if tensor.fp8 is not None:

@@ -415,7 +415,6 @@ def forecast_cpu(
     prefill_chunk: int | None = None,
     threads: int | None = None,
     memory_bytes: int | None = None,
-    text_only: bool = False,
 ) -> dict[str, Any]:
     """Memory of an Engine(path, device="cpu") that is not loaded; see mmengine/forecast.h."""
     options = _core.EngineOptions()
@@ -426,7 +425,7 @@ def forecast_cpu(
     options.prefill_chunk = count("prefill_chunk", prefill_chunk)
     options.threads = count("threads", threads)
     options.memory_bytes = memory_bytes or 0
-    return _core.forecast_cpu(path, options, text_only)
+    return _core.forecast_cpu(path, options)
 
 
 def _load(path: Path, options: _core.EngineOptions, progress: bool | None) -> _core.Engine:

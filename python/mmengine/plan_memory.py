@@ -142,7 +142,6 @@ def fit_cpu(path: str, census: dict[str, Any], wish: Wish) -> Fit:
         prefill_chunk=wish.prefill_chunk,
         threads=wish.threads,
         memory_bytes=wish.memory,
-        text_only=wish.text_only,
     )
     sums = ("resident_bytes", "kv_bytes", "workspace_bytes")
     loads = sum(forecast[name] for name in sums) <= forecast["available_bytes"]

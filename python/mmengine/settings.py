@@ -111,6 +111,8 @@ ENGINE_SETTINGS = (
     Setting("threads", int, "CPU threads (default: all cores)", minimum=1),
     Setting("prefill_chunk", int, "most prompt tokens computed in one step", minimum=1),
     Setting("seed", int, "seed of the random draws", minimum=0),
+    Setting("prefix_cache", bool, "begin after the tokens whose KV is there (default on)"),
+    Setting("text_only", bool, "without the vision tower, which this version does not compute"),
     Setting("allow_nonfinite", bool, "load weights that hold NaN or infinity"),
 )
 

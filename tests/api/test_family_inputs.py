@@ -176,7 +176,7 @@ def test_row_21_config_of_another_model(
     form: str, changes: dict[str, Any], tensor: str, tmp_path: Path, refuse: Refuse
 ) -> None:
     write_family(tmp_path, form, **changes)
-    error = refuse(inspected=False)
+    error = refuse()
     assert isinstance(error, errors.ModelFormatError)
     assert error.code == "shape"
     assert tensor in str(error)

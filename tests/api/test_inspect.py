@@ -63,12 +63,24 @@ def test_a_model_with_a_tower(form: str, tmp_path: Path) -> None:
     [
         ({"quantization.qscheme_act": "NO_SCALES"}, "fp8, dynamic activations"),
         ({"quantization.qscheme_act": "WEIGHT_ONLY"}, "fp8, weights only"),
-        ({"quantization": None}, "fp8, weights only"),
     ],
 )
 def test_quantization(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
     path = write_family(tmp_path, "mistral", **changes)
     assert mmengine.inspect(path)["quantization"] == told
+
+
+def test_scales_that_the_config_does_not_tell_of_count(tmp_path: Path) -> None:
+    told = write_family(tmp_path / "told", "mistral")
+    untold = write_family(tmp_path / "untold", "mistral", quantization=None)
+    report = mmengine.inspect(untold)
+    assert report["quantization"] == "fp8, static activations"
+    assert any("inputs are quantised by them" in line for line in report["warnings"])
+    logits = []
+    for path in (told, untold):
+        with mmengine.Engine(path, device="cpu", max_context=32) as engine:
+            logits.append(engine.logits(range(20)).tobytes())
+    assert logits[0] == logits[1]
 
 
 def test_no_quantization(tmp_path: Path) -> None:

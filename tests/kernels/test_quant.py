@@ -217,12 +217,14 @@ def test_scales_must_be_positive(name: str, bad: float) -> None:
     code = "scale" if np.isfinite(bad) else "non_finite"
     expected = r"expected a finite number > 0, got"
     with pytest.raises(
-        errors.ModelFormatError, match=r"part0: weight_scale\[0\]: " + expected
+        errors.ModelFormatError, match=r"part0.weight_scale: element \[0\]: " + expected
     ) as e:
         backend.pack([(bits, "e4m3", np.array([bad], np.float32), False)], "o_proj", "fp8")
     assert e.value.code == code
     part = (bits, "e4m3", np.array([0.5], np.float32), False)
-    with pytest.raises(errors.ModelFormatError, match=r"activation_scale\[0\]: " + expected) as e:
+    with pytest.raises(
+        errors.ModelFormatError, match=r"part0.input_scale: element \[0\]: " + expected
+    ) as e:
         backend.pack([part], "o_proj", "fp8", quant="fixed", input_scales=[bad])
     assert e.value.code == code
 
@@ -238,5 +240,17 @@ def test_the_scale_of_a_row_of_zeros_may_be_zero(name: str) -> None:
     backend.linear_residual(rows_step(backend, 6), np.eye(6, dtype=np.float32), weight, out.view)
     assert np.array_equal(out.checked().T, w)
     scale[1] = -1
-    with pytest.raises(errors.ModelFormatError, match=r"weight_scale\[1\]: .* >= 0, got -1"):
+    with pytest.raises(
+        errors.ModelFormatError, match=r"part0.weight_scale: element \[1\]: .* >= 0, got -1"
+    ):
         backend.pack([(stored(w, "e4m3")[0], "e4m3", scale, False)], "o_proj", "fp8")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_scales_whose_product_is_too_large_are_refused(name: str) -> None:
+    part = (stored(np.ones((3, 6)), "e4m3")[0], "e4m3", np.array([1e30], np.float32), False)
+    with pytest.raises(
+        errors.ModelFormatError, match=r"part0.weight_scale: element \[0\]: 1e\+30"
+    ) as e:
+        native.Backend(name, 1).pack([part], "o_proj", "fp8", quant="fixed", input_scales=[1e30])
+    assert e.value.code == "scale"

@@ -100,7 +100,7 @@ def test_harmless_tensors_are_silent_and_others_give_one_warning(tmp_path: Path)
     weights["multi_modal_projector.norm.weight"] = extra
     check_tensors(open_checkpoint(write_hf(tmp_path, weights)))
     weights["model.layers.0.self_attn.q_proj.bias"] = extra
-    weights[f"model.layers.{LAYERS}.mlp.up_proj.weight"] = extra
+    weights["model.layers.0.self_attn.sinks"] = extra
     checkpoint = open_checkpoint(write_hf(tmp_path, weights))
     assert checkpoint.bytes() == len(names()) * 24
     assert len(checkpoint.warnings()) == 1

@@ -162,11 +162,10 @@ def test_a_draft_head_s_missing_tensors_are_listed(tmp_path: Path) -> None:
         assert name in str(caught.value)
 
 
-def test_a_layer_that_the_config_lacks_is_unknown(tmp_path: Path) -> None:
+def test_a_layer_that_the_config_lacks_is_refused(tmp_path: Path) -> None:
     tensors = family_tensors()
     name = f"model.language_model.layers.{LAYERS}.mlp.up_proj.weight"
     tensors[name] = np.zeros(1, np.float32)
-    checkpoint = opened(write_family(tmp_path, "hf", tensors))
-    assert set(checkpoint.names()) == text_names() | vision_names()
-    assert len(checkpoint.warnings()) == 1
-    assert f"unknown purpose are ignored, the first is '{name}'" in checkpoint.warnings()[0]
+    with pytest.raises(errors.ModelFormatError, match="hold 1 tensors of layers beyond") as caught:
+        opened(write_family(tmp_path, "hf", tensors))
+    assert (caught.value.code, caught.value.tensor) == ("layers", name)

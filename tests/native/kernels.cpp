@@ -144,6 +144,9 @@ class TestBackend {
       }
       part.rows = interleaved ? RowOrder::interleaved : RowOrder::half_split;
       part.source = {"model.safetensors", "part" + std::to_string(host.parts.size())};
+      const std::string& name = part.source.tensor;
+      part.weight_scale_source = {"model.safetensors", name + ".weight_scale"};
+      part.input_scale_source = {"model.safetensors", name + ".input_scale"};
       host.parts.push_back(part);
       spec.n += array.shape(0);
       spec.k = array.shape(1);

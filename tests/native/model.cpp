@@ -123,6 +123,7 @@ Checkpoint open_checkpoint(const std::string& directory, std::int64_t num_layers
   ModelConfig config;
   config.num_layers = num_layers;
   config.tied_embeddings = tied;
+  config.fp8_linears = true;  // else activation scales are news, and a warning
   if (fixed) config.activations = ActivationScheme::fixed;
   if (vision_layers > 0) {
     config.vision.emplace();

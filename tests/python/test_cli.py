@@ -456,7 +456,7 @@ def test_inspect_tells_the_scaling_of_positions_where_there_is_one(run, monkeypa
     monkeypatch.setattr(mmengine, "inspect", lambda path: dict(report), raising=False)
     for factor, attention, shown in (
         (1.0, 1.0, set()),
-        (64.0, 1.0, {"rope_factor", "rope_original_context"}),
+        (64.0, 1.0, {"rope_factor", "rope_original_context", "rope_attention_factor"}),
         (64.0, 1.4, {"rope_factor", "rope_original_context", "rope_attention_factor"}),
     ):
         config = {
