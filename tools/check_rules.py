@@ -81,6 +81,7 @@ TESTS_OF_SOMETHING_ELSE = {
     "tests/kernels/test_pack.py": "packing, done by the backends",
     "tests/kernels/test_parallel.py": "base/parallel, reached through the same module",
     "tests/kernels/test_quant.py": "inputs that stages quantise for the next weight",
+    "tests/kernels/test_sample_penalties.py": "sample: bias and penalties",
     "tests/kernels/test_stages.py": "ops of every backend that have no file of their own",
     "tests/model/test_config_family.py": "config: both layouts of the Medium 3.5 family",
     "tests/model/test_fp8.py": "decoder on FP8 linears with quantised inputs",

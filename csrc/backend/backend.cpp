@@ -81,6 +81,26 @@ void check_sample_row(const SampleRow& row, std::int64_t vocab, int e) {
   MM_CHECK(row.logprobs <= kMaxLogprobs && row.given < vocab, "sample", "row ", e,
            ": expected logprobs <= ", kMaxLogprobs, " and given < ", vocab, ", got ", row.logprobs,
            " and ", row.given);
+  MM_CHECK(row.repetition_penalty > 0 && std::isfinite(row.repetition_penalty) &&
+               std::isfinite(row.frequency_penalty) && std::isfinite(row.presence_penalty),
+           "sample", "row ", e, ": expected finite penalties, repetition_penalty > 0, got ",
+           row.repetition_penalty, ", ", row.frequency_penalty, ", ", row.presence_penalty);
+}
+
+void check_sample_lists(const SampleInput& input, const SampleRow& row, std::int64_t vocab, int e) {
+  const auto check_id = [&](const char* list, std::int32_t id) {
+    MM_CHECK(id >= 0 && id < vocab, "sample", "row ", e, ": ", list, ": expected ids below ", vocab,
+             ", got ", id);
+  };
+  for (std::int32_t i = row.ban_begin; i < row.ban_end; ++i) check_id("ban", input.ban[i]);
+  for (std::int32_t i = row.bias_begin; i < row.bias_end; ++i) {
+    check_id("bias", input.bias[i].id);
+    MM_CHECK(std::isfinite(input.bias[i].bias), "sample", "row ", e,
+             ": bias: expected finite numbers, got ", input.bias[i].bias);
+  }
+  for (std::int32_t i = row.count_begin; i < row.count_end; ++i) {
+    check_id("count", input.count[i].id);
+  }
 }
 
 }  // namespace
@@ -181,10 +201,7 @@ void Backend::sample(const SampleParams& p) {
   for (int e = 0; e < p.step.logits_rows; ++e) {
     const SampleRow& row = p.input.row[e];
     check_sample_row(row, p.logits.shape[1], e);
-    for (std::int32_t i = row.ban_begin; i < row.ban_end; ++i) {
-      MM_CHECK(p.input.ban[i] >= 0 && p.input.ban[i] < p.logits.shape[1], "sample", "row ", e,
-               ": ban: expected ids below ", p.logits.shape[1], ", got ", p.input.ban[i]);
-    }
+    check_sample_lists(p.input, row, p.logits.shape[1], e);
   }
   do_sample(p);
 }

@@ -187,21 +187,40 @@ struct LogitsParams {  // RMSNorm of the logits rows, then the head
 
 // ---- sampling ------------------------------------------------------------------------------
 
+struct LogitBias {
+  std::int32_t id = 0;
+  float bias = 0;
+};
+
+struct TokenCount {  // a token of a sequence, once in its list
+  std::int32_t id = 0;
+  std::int32_t generated = 0;  // occurrences in the answer; 0: in the prompt only
+};
+
 struct SampleRow {        // one logits row
   float temperature = 0;  // 0: the highest logit, the lowest id on ties
   float top_p = 1, min_p = 0;
   std::int32_t top_k = 0;  // 0: all
+  // Of the tokens of `count`: a positive logit is divided by repetition_penalty, another multiplied
+  // with it; then frequency_penalty * generated and, where generated > 0, presence_penalty are
+  // subtracted.
+  float repetition_penalty = 1, frequency_penalty = 0, presence_penalty = 0;
   // -1: no log-probabilities; else how many of the highest are listed beside the chosen one's.
   std::int32_t logprobs = -1;
   std::int32_t given = -1;  // >= 0: this id is "chosen" (a prompt token that is only scored)
-  // Ids that must not be chosen: [ban_begin, ban_end) of SampleInput::ban, each in the vocabulary.
+  // Ranges [begin, end) of the lists of SampleInput, each id in the vocabulary: what is added to
+  // logits, the tokens that penalties apply to, the ids that must not be chosen.
+  std::int32_t bias_begin = 0, bias_end = 0;
+  std::int32_t count_begin = 0, count_end = 0;
   std::int32_t ban_begin = 0, ban_end = 0;
   std::uint64_t seed = 0;
 };
 
 struct SampleInput {                  // host arrays
   SampleRow* row = nullptr;           // [E]
-  const std::int32_t* ban = nullptr;  // lists of all rows
+  const std::int32_t* ban = nullptr;  // lists of all rows, as are the next two
+  const LogitBias* bias = nullptr;
+  const TokenCount* count = nullptr;
 };
 
 struct SampleOutput {              // device image and host image alike
@@ -211,8 +230,9 @@ struct SampleOutput {              // device image and host image alike
   float* top_logprob = nullptr;    // [E, kMaxLogprobs]
 };
 
-// Raw log-probabilities first; then bans, temperature, top_k, top_p, min_p in this order, each on
-// the distribution that the one before left, and ONE draw from hash(seed, position of the row).
+// Raw log-probabilities first; then bias, penalties, bans, temperature, top_k, top_p, min_p in this
+// order, each on the distribution that the one before left, and ONE draw from hash(seed, position
+// of the row). A given row only has its log-probabilities.
 struct SampleParams {
   const Step& step;
   TensorView logits;  // [E, vocab] f32

@@ -259,11 +259,14 @@ class TestBackend {
     backend_->logits({s.step, matrix(residual), norm, w.weight, matrix(out)});
   }
 
-  // rows: one dict per logits row, keys as in SampleRow, and "ban": list of ids.
+  // rows: one dict per logits row, keys as in SampleRow, and "ban": list of ids, "bias" and
+  // "count": lists of (id, bias) and (id, generated).
   py::tuple sample(const StepArrays& s, const py::array& logits,
                    const std::vector<py::dict>& rows) {
     std::vector<SampleRow> list;
     std::vector<std::int32_t> ban;
+    std::vector<LogitBias> bias;
+    std::vector<TokenCount> count;
     for (const py::dict& d : rows) {
       SampleRow row;
       const auto get = [&](const char* key, auto& field) {
@@ -281,6 +284,23 @@ class TestBackend {
         for (auto id : d["ban"].cast<std::vector<std::int32_t>>()) ban.push_back(id);
       }
       row.ban_end = static_cast<std::int32_t>(ban.size());
+      get("repetition_penalty", row.repetition_penalty);
+      get("frequency_penalty", row.frequency_penalty);
+      get("presence_penalty", row.presence_penalty);
+      row.bias_begin = static_cast<std::int32_t>(bias.size());
+      if (d.contains("bias")) {
+        for (const auto& [id, value] : d["bias"].cast<std::vector<std::pair<int, float>>>()) {
+          bias.push_back({id, value});
+        }
+      }
+      row.bias_end = static_cast<std::int32_t>(bias.size());
+      row.count_begin = static_cast<std::int32_t>(count.size());
+      if (d.contains("count")) {
+        for (const auto& [id, n] : d["count"].cast<std::vector<std::pair<int, int>>>()) {
+          count.push_back({id, n});
+        }
+      }
+      row.count_end = static_cast<std::int32_t>(count.size());
       list.push_back(row);
     }
     const auto n = static_cast<py::ssize_t>(rows.size());
@@ -288,7 +308,7 @@ class TestBackend {
     Floats logprob(n), top_logprob({n, py::ssize_t{kMaxLogprobs}});
     std::fill_n(logprob.mutable_data(), n, 77.0f);
     std::fill_n(top_id.mutable_data(), n * kMaxLogprobs, 77);
-    const SampleInput input{list.data(), ban.data()};
+    const SampleInput input{list.data(), ban.data(), bias.data(), count.data()};
     const SampleOutput out{id.mutable_data(), logprob.mutable_data(), top_id.mutable_data(),
                            top_logprob.mutable_data()};
     backend_->sample({s.step, matrix(logits), input, out});

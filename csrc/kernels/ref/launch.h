@@ -52,7 +52,7 @@ struct SampleScratch {
     float logit;
     std::int32_t id;
   };
-  std::vector<Candidate> candidates, banned;
+  std::vector<Candidate> candidates, changed;  // changed: logits as they were
   std::vector<float> weights;
 };
 

@@ -142,6 +142,34 @@ void list_highest(const float* logits, std::int64_t n, int count, double log_sum
   }
 }
 
+// Bias, penalties and bans of a row, written over its logits; `changed` gets what was there. The
+// cost is that of the lists, whatever the vocabulary.
+void adjust(const SampleInput& input, const SampleRow& row, float* logits,
+            std::vector<Candidate>& changed) {
+  const auto write = [&](std::int32_t id, float logit) {
+    changed.push_back({logits[id], id});
+    logits[id] = logit;
+  };
+  changed.clear();
+  for (std::int32_t i = row.bias_begin; i < row.bias_end; ++i) {
+    const LogitBias& b = input.bias[i];
+    write(b.id, logits[b.id] + b.bias);
+  }
+  for (std::int32_t i = row.count_begin; i < row.count_end; ++i) {
+    const TokenCount& c = input.count[i];
+    float logit = logits[c.id];
+    logit = logit > 0 ? logit / row.repetition_penalty : logit * row.repetition_penalty;
+    if (c.generated > 0) {
+      logit -= row.frequency_penalty * static_cast<float>(c.generated);
+      logit -= row.presence_penalty;
+    }
+    write(c.id, logit);
+  }
+  for (std::int32_t i = row.ban_begin; i < row.ban_end; ++i) {
+    write(input.ban[i], std::numeric_limits<float>::quiet_NaN());
+  }
+}
+
 }  // namespace
 
 double uniform(std::uint64_t seed, std::int64_t position) {
@@ -165,22 +193,19 @@ void sample_row(const SampleParams& p, std::int64_t e, SampleScratch& scratch) {
   }
 
   std::int32_t id = row.given;
-  if (id < 0) {  // banned logits are no numbers while the choice is made
-    scratch.banned.clear();
-    for (std::int32_t i = row.ban_begin; i < row.ban_end; ++i) {
-      scratch.banned.push_back({logits[p.input.ban[i]], p.input.ban[i]});
-      logits[p.input.ban[i]] = std::numeric_limits<float>::quiet_NaN();
-    }
-    if (row.ban_begin < row.ban_end) maximum = highest(logits, n);
+  if (id < 0) {
+    adjust(p.input, row, logits, scratch.changed);
+    if (!scratch.changed.empty()) maximum = highest(logits, n);
     if (row.temperature == 0 || maximum == -kInfinity) {
       id = greedy(logits, n, maximum);
     } else {
       const std::int64_t position = p.step.positions[p.step.logits_row[e]];
       id = draw(logits, n, maximum, row, uniform(row.seed, position), scratch);
     }
-    // Backwards, so that an id banned twice gets its first value.
-    for (auto b = scratch.banned.rbegin(); b != scratch.banned.rend(); ++b)
-      logits[b->id] = b->logit;
+    // Backwards, so that an id changed twice gets its first value.
+    for (auto c = scratch.changed.rbegin(); c != scratch.changed.rend(); ++c) {
+      logits[c->id] = c->logit;
+    }
   }
   p.out.id[e] = id;
   if (scored) p.out.logprob[e] = log_probability(logits[id], log_sum);
