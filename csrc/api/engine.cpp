@@ -251,6 +251,7 @@ RequestId Engine::submit(Request request) {
     sequence->stop_ids.insert(sequence->stop_ids.end(), impl.info.eos_ids.begin(),
                               impl.info.eos_ids.end());
   }
+  sequence->count_prompt();
   const std::lock_guard lock(impl.inbox_mutex);
   const auto waiting = static_cast<std::size_t>(impl.stats.requests_waiting);
   if (waiting + impl.submitted.size() >= kMaxWaiting) {

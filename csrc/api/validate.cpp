@@ -20,6 +20,12 @@ void check_range(const char* field, T value, T low, T high) {
   }
 }
 
+void check_id(const char* field, std::int32_t id, std::int64_t vocab_size) {
+  if (id < 0 || id >= vocab_size) {
+    reject(field, "token_id", "expected tokens from 0 to ", vocab_size - 1, ", got ", id);
+  }
+}
+
 void check_ids(const char* field, const std::vector<std::int32_t>& ids, std::int64_t vocab_size) {
   for (std::size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= vocab_size) {
@@ -39,6 +45,19 @@ void validate_request(const Request& request, const ModelInfo& info, std::int64_
   }
   check_range("min_p", p.min_p, 0.0f, 1.0f);
   check_range("top_k", p.top_k, 0, 1 << 30);
+  check_range("presence_penalty", p.presence_penalty, -2.0f, 2.0f);
+  check_range("frequency_penalty", p.frequency_penalty, -2.0f, 2.0f);
+  if (!(p.repetition_penalty > 0.0f && p.repetition_penalty <= 10.0f)) {
+    reject("repetition_penalty", "out_of_range", "expected more than 0 and at most 10, got ",
+           p.repetition_penalty);
+  }
+  if (p.logit_bias.size() > 1024) {
+    reject("logit_bias", "too_many", "expected at most 1024 tokens, got ", p.logit_bias.size());
+  }
+  for (const auto& [token, bias] : p.logit_bias) {
+    check_id("logit_bias", token, info.vocab_size);
+    check_range("logit_bias", bias, -100.0f, 100.0f);
+  }
   check_range("logprobs", p.logprobs, -1, kMaxLogprobs);
   check_range("min_tokens", p.min_tokens, 0, 1 << 30);
   if (p.stop_token_ids.size() > 1024) {

@@ -152,6 +152,10 @@ void bind_options(py::module_& m) {
       .def_readwrite("min_p", &SamplingParams::min_p)
       .def_readwrite("top_k", &SamplingParams::top_k)
       .def_readwrite("seed", &SamplingParams::seed)
+      .def_readwrite("repetition_penalty", &SamplingParams::repetition_penalty)
+      .def_readwrite("frequency_penalty", &SamplingParams::frequency_penalty)
+      .def_readwrite("presence_penalty", &SamplingParams::presence_penalty)
+      .def_readwrite("logit_bias", &SamplingParams::logit_bias)
       .def_readwrite("logprobs", &SamplingParams::logprobs)
       .def_readwrite("ignore_eos", &SamplingParams::ignore_eos)
       .def_readwrite("stop_token_ids", &SamplingParams::stop_token_ids);

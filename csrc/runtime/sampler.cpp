@@ -17,31 +17,54 @@ SampleOutput SampleOutputSlices::bind(const Arena& arena) const {
           arena[top_id].as<std::int32_t>(), arena[top_logprob].as<float>()};
 }
 
+namespace {
+
+template <class T>
+std::int32_t size_of(const std::vector<T>& list) {
+  return static_cast<std::int32_t>(list.size());
+}
+
+SampleRow make_row(const Sequence& sequence, SampleLists& lists) {
+  const SamplingParams& params = sequence.sampling;
+  SampleRow row;
+  row.temperature = params.temperature;
+  row.top_p = params.top_p;
+  row.min_p = params.min_p;
+  row.top_k = params.top_k;
+  row.repetition_penalty = params.repetition_penalty;
+  row.frequency_penalty = params.frequency_penalty;
+  row.presence_penalty = params.presence_penalty;
+  row.logprobs = params.logprobs;
+  row.seed = sequence.seed;
+  row.bias_begin = size_of(lists.bias);
+  for (const auto& [token, bias] : params.logit_bias) lists.bias.push_back({token, bias});
+  row.bias_end = size_of(lists.bias);
+  row.count_begin = size_of(lists.count);
+  const std::vector<TokenCount>& counts = sequence.counts.list();
+  lists.count.insert(lists.count.end(), counts.begin(), counts.end());
+  row.count_end = size_of(lists.count);
+  row.ban_begin = size_of(lists.ban);
+  if (sequence.bans_stops()) {
+    lists.ban.insert(lists.ban.end(), sequence.stop_ids.begin(), sequence.stop_ids.end());
+  }
+  row.ban_end = size_of(lists.ban);
+  return row;
+}
+
+}  // namespace
+
 SampleInput make_sample_input(const Schedule& schedule, SampleLists& lists) {
   lists.rows.clear();
   lists.ban.clear();
+  lists.bias.clear();
+  lists.count.clear();
   for (const Span& span : schedule.spans) {
     const Sequence& sequence = *span.sequence;
-    const SamplingParams& params = sequence.sampling;
     for (int i = span.first_logits; i < span.rows; ++i) {
-      SampleRow row;
-      if (!sequence.logits) {
-        row.temperature = params.temperature;
-        row.top_p = params.top_p;
-        row.min_p = params.min_p;
-        row.top_k = params.top_k;
-        row.logprobs = params.logprobs;
-        row.seed = sequence.seed;
-        row.ban_begin = static_cast<std::int32_t>(lists.ban.size());
-        if (sequence.bans_stops()) {
-          lists.ban.insert(lists.ban.end(), sequence.stop_ids.begin(), sequence.stop_ids.end());
-        }
-        row.ban_end = static_cast<std::int32_t>(lists.ban.size());
-      }
-      lists.rows.push_back(row);
+      lists.rows.push_back(sequence.logits ? SampleRow{} : make_row(sequence, lists));
     }
   }
-  return {lists.rows.data(), lists.ban.data()};
+  return {lists.rows.data(), lists.ban.data(), lists.bias.data(), lists.count.data()};
 }
 
 }  // namespace mmengine

@@ -19,6 +19,8 @@ struct SampleOutputSlices {
 struct SampleLists {
   std::vector<SampleRow> rows;
   std::vector<std::int32_t> ban;
+  std::vector<LogitBias> bias;
+  std::vector<TokenCount> count;
 };
 
 // One entry per logits row of the schedule, in order. The input points into `lists`.

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "kernels/params.h"
@@ -30,6 +31,25 @@ struct PrefixChain {
   std::vector<Link> links;
 };
 
+// The distinct tokens of a sequence and how often each was generated, kept up as it grows, so that
+// penalties cost as much as there are distinct tokens.
+class TokenCounts {
+ public:
+  void add_prompt(std::int32_t token) { entry(token); }
+  void add_generated(std::int32_t token) { ++entry(token).generated; }
+  const std::vector<TokenCount>& list() const { return list_; }  // in order of first appearance
+
+ private:
+  TokenCount& entry(std::int32_t token) {
+    const auto [place, added] = index_.try_emplace(token, list_.size());
+    if (added) list_.push_back({token, 0});
+    return list_[place->second];
+  }
+
+  std::vector<TokenCount> list_;
+  std::unordered_map<std::int32_t, std::size_t> index_;  // token -> place in list_
+};
+
 struct Sequence {
   RequestId id = 0;
   SamplingParams sampling;
@@ -40,6 +60,7 @@ struct Sequence {
   // Progress. tokens[0, computed) have true KV.
   std::vector<std::int32_t> tokens;  // prompt, then generated
   int num_prompt_tokens = 0;
+  TokenCounts counts;  // of those that its penalties apply to; empty without penalties
   int computed = 0;
   int cached_tokens = 0;  // of the prompt, that were not computed for it
 
@@ -58,6 +79,8 @@ struct Sequence {
   int num_generated() const { return static_cast<int>(tokens.size()) - num_prompt_tokens; }
   // Ending tokens are not chosen before min_tokens.
   bool bans_stops() const { return num_generated() < sampling.min_tokens; }
+  // Enters the prompt into the counts; once, before anything is generated.
+  void count_prompt();
   // Appends a generated token and decides whether it was the last.
   FinishReason append(std::int32_t token, int max_context);
 };

@@ -41,6 +41,11 @@ struct SamplingParams {
   float temperature = 0.0f, top_p = 1.0f, min_p = 0.0f;  // temperature 0 = greedy
   int top_k = 0;                                         // 0 = all
   std::optional<std::uint64_t> seed;
+  // Of tokens seen before: a positive logit is divided by repetition_penalty (prompt and answer; 1
+  // = off), another multiplied with it; then frequency_penalty for each occurrence in the answer,
+  // and presence_penalty once, are subtracted.
+  float repetition_penalty = 1.0f, frequency_penalty = 0.0f, presence_penalty = 0.0f;
+  std::vector<std::pair<std::int32_t, float>> logit_bias;  // token, added to its logit before that
   int logprobs = -1;  // -1 = none, else how many alternatives (at most 20)
   bool ignore_eos = false;
   std::vector<std::int32_t> stop_token_ids;

@@ -53,6 +53,10 @@ class SamplingParams:
     min_p: float
     top_k: int
     seed: int | None
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: list[tuple[int, float]]
     logprobs: int
     ignore_eos: bool
     stop_token_ids: list[int]

@@ -456,6 +456,11 @@ def _core_params(params: SamplingParams, ends: tuple[int, ...]) -> _core.Samplin
     core.min_p = params.min_p or 0.0
     core.top_k = params.top_k or 0
     core.seed = params.seed
+    repetition = params.repetition_penalty
+    core.repetition_penalty = 1.0 if repetition is None else repetition
+    core.frequency_penalty = params.frequency_penalty or 0.0
+    core.presence_penalty = params.presence_penalty or 0.0
+    core.logit_bias = list((params.logit_bias or {}).items())
     core.logprobs = -1 if params.logprobs is None else params.logprobs
     core.ignore_eos = bool(params.ignore_eos)
     core.stop_token_ids = [*(params.stop_token_ids or ()), *(() if params.ignore_eos else ends)]

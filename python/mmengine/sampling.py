@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from mmengine.errors import RequestError
@@ -19,6 +19,7 @@ _INT_MAX = 2**31 - 1
 _MAX_STOPS = 16
 _MAX_STOP_BYTES = 256
 _MAX_LOGPROBS = 20
+_MAX_BIASES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,13 @@ class SamplingParams:
     min_tokens: no ending token is chosen before.
     logprobs: log-probabilities of the chosen token and of this many others, 0 to 20; None = none.
     ignore_eos: the model's own ending tokens do not end the answer.
-    n, the penalties, logit_bias and prompt_logprobs have their neutral value only for now.
+    presence_penalty, frequency_penalty: -2 to 2, subtracted from the logits of tokens that the
+        answer has: once, and for each time. repetition_penalty: more than 0, at most 10; the logits
+        of tokens of prompt and answer are divided by it where positive, multiplied where not.
+    logit_bias: token ids (or their decimal texts, as JSON has them) -> -100 to 100, at most 1024;
+        added to the logits before the penalties. Bias and penalties come before the temperature and
+        change no reported log-probability.
+    n and prompt_logprobs have their neutral value only for now.
     Raises RequestError naming the field.
     """
 
@@ -55,7 +62,7 @@ class SamplingParams:
     presence_penalty: float | None = 0.0
     frequency_penalty: float | None = 0.0
     repetition_penalty: float | None = 1.0
-    logit_bias: dict[int, float] | None = None
+    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
     prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -87,6 +94,9 @@ class SamplingParams:
             "repetition_penalty",
             _number("repetition_penalty", self.repetition_penalty, 0.0, 10.0, 1.0),
         )
+        if self.repetition_penalty == 0.0:
+            raise _out_of_range("repetition_penalty", 0.0, "more than 0 and at most 10")
+        put("logit_bias", _biases(self.logit_bias))
         self._check_supported()
         if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
             raise _out_of_range(
@@ -96,27 +106,17 @@ class SamplingParams:
     def _check_supported(self) -> None:
         neutral = {
             "n": 1,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-            "repetition_penalty": 1.0,
             "prompt_logprobs": None,
         }
-        for field, value in neutral.items():
-            if getattr(self, field) != value:
+        for name, value in neutral.items():
+            if getattr(self, name) != value:
                 raise RequestError(
-                    f"{field}: {quoted(getattr(self, field))} is not supported by this version, "
+                    f"{name}: {quoted(getattr(self, name))} is not supported by this version, "
                     f"expected {value}",
-                    where=field,
-                    param=field,
+                    where=name,
+                    param=name,
                     code="unsupported",
                 )
-        if self.logit_bias:
-            raise RequestError(
-                "logit_bias: not supported by this version, expected none",
-                where="logit_bias",
-                param="logit_bias",
-                code="unsupported",
-            )
 
 
 def _out_of_range(field: str, value: object, expected: str) -> RequestError:
@@ -193,3 +193,27 @@ def _stop_ids(ids: Any) -> tuple[int, ...]:
         raise _wrong_type("stop_token_ids", ids, "a list of token ids")
     checked = [_integer("stop_token_ids", index, 0, _INT_MAX, 0) for index in ids]
     return tuple(index for index in checked if index is not None)
+
+
+def _biases(biases: Any) -> dict[int, float] | None:
+    """The biases by id, in the order given; None for none."""
+    if biases is None:
+        return None
+    if not isinstance(biases, Mapping):
+        raise _wrong_type("logit_bias", biases, "a mapping of token ids to numbers")
+    if len(biases) > _MAX_BIASES:
+        raise _out_of_range("logit_bias", len(biases), f"at most {_MAX_BIASES} tokens")
+    checked: dict[int, float] = {}
+    for key, value in biases.items():
+        token: Any = key
+        if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10:
+            token = int(key)
+        index = _integer("logit_bias", token, 0, _INT_MAX, None)
+        if index is None:
+            raise _wrong_type("logit_bias", key, "token ids")
+        if index in checked:
+            raise _out_of_range("logit_bias", key, "each token once")
+        if value is None:
+            raise _wrong_type("logit_bias", value, "a number from -100.0 to 100.0")
+        checked[index] = _number("logit_bias", value, -100.0, 100.0, None) or 0.0
+    return checked or None

@@ -133,6 +133,9 @@ SAMPLING_SETTINGS = (
     Setting("top_p", float, "smallest set of tokens with this probability (default 1)"),
     Setting("top_k", int, "only the K likeliest tokens; 0 is all (default 0)"),
     Setting("min_p", float, "only tokens of this share of the likeliest's probability (default 0)"),
+    Setting("presence_penalty", float, "lowers tokens that the answer has, -2 to 2 (default 0)"),
+    Setting("frequency_penalty", float, "the same for each time it has them (default 0)"),
+    Setting("repetition_penalty", float, "divides tokens of prompt and answer (default 1)"),
 )
 
 SETTINGS = {name: s for s in (MODEL, *ENGINE_SETTINGS, *SAMPLING_SETTINGS) for name in s.names}

@@ -45,18 +45,25 @@ def refused(engine: mmengine.Engine, good: Any) -> Iterator[Callable[..., Reques
     assert engine.stats().kv_blocks_used == 0
 
 
-FLOATS = ["temperature", "top_p", "min_p"]
+FLOATS = ["temperature", "top_p", "min_p", "repetition_penalty"]
+PENALTIES = ["presence_penalty", "frequency_penalty"]  # -1 is one
+NOT_FLOATS: list[Any] = [math.nan, math.inf, -math.inf, 1e308, "1", True, [0.5]]
+BAD_FLOATS = [(field, value) for field in FLOATS for value in [*NOT_FLOATS, -1]]
+BAD_FLOATS += [(field, value) for field in PENALTIES for value in [*NOT_FLOATS, -2.01, 2.01]]
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, 1e308, "1", True, [0.5]])
-@pytest.mark.parametrize("field", FLOATS)
+@pytest.mark.parametrize(
+    ("field", "value"), [*BAD_FLOATS, ("repetition_penalty", 0), ("repetition_penalty", 10.1)]
+)
 def test_floats(field: str, value: Any, refused: Callable[..., RequestError]) -> None:
     error = refused(max_tokens=4, **{field: value})
     assert error.param == field
     assert field in str(error)
 
 
-@pytest.mark.parametrize("field", [*FLOATS, "top_k", "max_tokens", "seed", "logprobs"])
+@pytest.mark.parametrize(
+    "field", [*FLOATS, *PENALTIES, "logit_bias", "top_k", "max_tokens", "seed", "logprobs"]
+)
 def test_none_is_the_default(field: str, engine: mmengine.Engine, good: Any) -> None:
     plain: dict[str, Any] = {"max_tokens": 24, "temperature": 0.0, "ignore_eos": True}
     expected = engine.generate(GOOD, mmengine.SamplingParams(**plain))
@@ -109,6 +116,24 @@ def test_stop_token_ids(ids: Any, refused: Callable[..., RequestError]) -> None:
     error = refused(max_tokens=4, stop_token_ids=ids)
     assert error.param is not None
     assert error.param.startswith("stop_token_ids")
+
+
+BIASES: list[Any] = [
+    *({bad: 1.0} for bad in [-1, VOCAB, VOCAB + 1, 2**31, 10**30, "5x", "", "-1", 1.0, True, None]),
+    *({5: bad} for bad in [math.nan, math.inf, -100.1, 100.1, 1e308, "1", True, None, [1]]),
+    {5: 1.0, "5": 1.0},
+    dict.fromkeys(range(1025), 1.0),
+    [(5, 1.0)],
+    "5",
+    5,
+]
+
+
+@pytest.mark.parametrize("biases", BIASES, ids=[f"case{i}" for i in range(len(BIASES))])
+def test_logit_bias(biases: Any, refused: Callable[..., RequestError]) -> None:
+    error = refused(max_tokens=4, logit_bias=biases)
+    assert error.param == "logit_bias"
+    assert "logit_bias" in str(error)
 
 
 @pytest.mark.parametrize("bad", [-1, VOCAB, 2**31, 2**32, 10**30, True, "5", 1.0, None])

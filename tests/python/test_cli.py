@@ -183,6 +183,7 @@ def test_generate_passes_options_on(run):
     argv = "generate -p hi --system be -n 4 --temp 0.5 --top-p 0.9 --top-k 7 --min-p 0.1 --seed 5"
     argv += " --stop a --stop b --threads 3 --kv-dtype f32 --max-context 99"
     argv += " --allow-nonfinite -m somewhere"
+    argv += " --presence-penalty -1.5 --frequency-penalty 0.5 --repetition-penalty 1.2"
     assert cli.main(argv.split(), engine_factory=Keeping) == 0
     assert FakeEngine.opened == [
         (
@@ -198,6 +199,8 @@ def test_generate_passes_options_on(run):
     ]
     params = made[0].params[0]
     assert (params.max_tokens, params.temperature, params.top_p) == (4, 0.5, 0.9)
+    assert (params.presence_penalty, params.frequency_penalty) == (-1.5, 0.5)
+    assert params.repetition_penalty == 1.2
     assert (params.top_k, params.min_p, params.seed, params.stop) == (7, 0.1, 5, ("a", "b"))
     assert made[0].prompts == [
         [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]
