@@ -34,6 +34,16 @@ Usage usage_of(const Sequence& sequence) {
   return {sequence.num_prompt_tokens, sequence.num_generated(), sequence.cached_tokens};
 }
 
+// Row `row` of a step: the chosen token, then the likeliest.
+void append_logprobs(const SampleOutput& out, int row, int alternatives,
+                     std::vector<TokenLogprob>& to) {
+  to.push_back({out.id[row], out.logprob[row]});
+  const std::ptrdiff_t top = static_cast<std::ptrdiff_t>(row) * kMaxLogprobs;
+  for (int i = 0; i < alternatives; ++i) {
+    to.push_back({out.top_id[top + i], out.top_logprob[top + i]});
+  }
+}
+
 std::uint64_t system_seed() {
   std::random_device device;
   return (static_cast<std::uint64_t>(device()) << 32) | device();
@@ -81,7 +91,7 @@ struct Engine::Impl {
   Scheduler scheduler;
   std::unique_ptr<ModelRunner> runner;
   SampleLists lists;
-  std::vector<TokenLogprob> logprobs;
+  std::vector<TokenLogprob> logprobs, prompt_logprobs;
   std::int64_t steps = 0, prompt_tokens = 0, generated_tokens = 0;
 
   mutable std::mutex inbox_mutex;  // guards what follows; never held while computing
@@ -166,19 +176,25 @@ void Engine::Impl::publish(const Output& output, const StepResult& result, const
     out.num_tokens = 1;
     const int alternatives = sequence.sampling.logprobs;
     if (alternatives >= 0) {
-      const std::ptrdiff_t top = static_cast<std::ptrdiff_t>(output.row) * kMaxLogprobs;
       logprobs.clear();
-      logprobs.push_back({result.out.id[output.row], result.out.logprob[output.row]});
-      for (int i = 0; i < alternatives; ++i) {
-        logprobs.push_back({result.out.top_id[top + i], result.out.top_logprob[top + i]});
-      }
+      append_logprobs(result.out, output.row, alternatives, logprobs);
       out.logprobs = logprobs.data();
       out.num_logprobs = logprobs.size();
     }
   }
-  if (output.num_logits_rows > 0) {
+  const auto wanted = static_cast<std::size_t>(output.num_wanted_rows);
+  if (wanted > 0 && sequence.logits) {
     out.logits = result.logits + output.first_logits * info.vocab_size;
-    out.num_logits_rows = static_cast<std::size_t>(output.num_logits_rows);
+    out.num_logits_rows = wanted;
+  } else if (wanted > 0) {
+    const int alternatives = sequence.sampling.prompt_logprobs;
+    prompt_logprobs.clear();
+    for (int i = 0; i < output.num_wanted_rows; ++i) {
+      append_logprobs(result.out, output.first_logits + i, alternatives, prompt_logprobs);
+    }
+    out.prompt_logprobs = prompt_logprobs.data();
+    out.num_prompt_rows = wanted;
+    out.num_prompt_logprobs = static_cast<std::size_t>(alternatives) + 1;
   }
   sink(out);
 }

@@ -59,6 +59,7 @@ void validate_request(const Request& request, const ModelInfo& info, std::int64_
     check_range("logit_bias", bias, -100.0f, 100.0f);
   }
   check_range("logprobs", p.logprobs, -1, kMaxLogprobs);
+  check_range("prompt_logprobs", p.prompt_logprobs, -1, kMaxLogprobs);
   check_range("min_tokens", p.min_tokens, 0, 1 << 30);
   if (p.stop_token_ids.size() > 1024) {
     reject("stop_token_ids", "too_many", "expected at most 1024, got ", p.stop_token_ids.size());

@@ -26,6 +26,7 @@ struct CollectedOutput {
   RequestId id = 0;
   std::vector<std::int32_t> token_ids;
   std::vector<TokenLogprob> logprobs;  // the chosen token first; empty: none asked for
+  std::vector<std::vector<TokenLogprob>> prompt_logprobs;  // by token
   std::vector<float> logits;
   std::size_t num_logits_rows = 0;
   FinishReason finish = FinishReason::running;
@@ -39,6 +40,10 @@ CollectedOutput collect(const StepOutput& out, std::size_t vocab_size) {
   if (out.logprobs != nullptr) {
     copy.logprobs.assign(out.logprobs, out.logprobs + out.num_logprobs);
   }
+  for (std::size_t row = 0; row < out.num_prompt_rows; ++row) {
+    const TokenLogprob* first = out.prompt_logprobs + row * out.num_prompt_logprobs;
+    copy.prompt_logprobs.emplace_back(first, first + out.num_prompt_logprobs);
+  }
   if (out.logits != nullptr) {
     copy.logits.assign(out.logits, out.logits + out.num_logits_rows * vocab_size);
   }
@@ -46,6 +51,12 @@ CollectedOutput collect(const StepOutput& out, std::size_t vocab_size) {
   copy.finish = out.finish;
   copy.usage = out.usage;
   return copy;
+}
+
+std::vector<std::pair<std::int32_t, float>> pairs(const std::vector<TokenLogprob>& logprobs) {
+  std::vector<std::pair<std::int32_t, float>> all;
+  for (const TokenLogprob& l : logprobs) all.emplace_back(l.token, l.logprob);
+  return all;
 }
 
 py::object logits_array(CollectedOutput& out) {
@@ -157,6 +168,7 @@ void bind_options(py::module_& m) {
       .def_readwrite("presence_penalty", &SamplingParams::presence_penalty)
       .def_readwrite("logit_bias", &SamplingParams::logit_bias)
       .def_readwrite("logprobs", &SamplingParams::logprobs)
+      .def_readwrite("prompt_logprobs", &SamplingParams::prompt_logprobs)
       .def_readwrite("ignore_eos", &SamplingParams::ignore_eos)
       .def_readwrite("stop_token_ids", &SamplingParams::stop_token_ids);
 }
@@ -166,12 +178,12 @@ void bind_results(py::module_& m) {
       .def_readonly("id", &CollectedOutput::id)
       .def_readonly("token_ids", &CollectedOutput::token_ids)
       .def_property_readonly("logprobs",
+                             [](const CollectedOutput& out) { return pairs(out.logprobs); })
+      .def_property_readonly("prompt_logprobs",
                              [](const CollectedOutput& out) {
-                               std::vector<std::pair<std::int32_t, float>> pairs;
-                               for (const TokenLogprob& l : out.logprobs) {
-                                 pairs.emplace_back(l.token, l.logprob);
-                               }
-                               return pairs;
+                               py::list rows;
+                               for (const auto& row : out.prompt_logprobs) rows.append(pairs(row));
+                               return rows;
                              })
       .def("take_logits", &logits_array)
       .def_readonly("finish", &CollectedOutput::finish)

@@ -19,8 +19,8 @@ KvCache::KvCache(int num_blocks, int block_tokens, bool share)
 void KvCache::attach(Sequence& sequence) {
   MM_CHECK(sequence.block_table.empty() && sequence.computed == 0, "kv_cache",
            "expected a sequence without blocks");
-  // Rows that only yield logits must all be computed.
-  if (!share_ || sequence.logits) return;
+  // Rows that are asked for must be computed.
+  if (!share_ || sequence.wants_rows()) return;
   sequence.prefix.links.clear();
   const int most = (static_cast<int>(sequence.tokens.size()) - 1) / block_tokens_;
   while (static_cast<int>(sequence.block_table.size()) < most) {

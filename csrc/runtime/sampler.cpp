@@ -51,6 +51,14 @@ SampleRow make_row(const Sequence& sequence, SampleLists& lists) {
   return row;
 }
 
+// Only scores the token that follows the one at `position`.
+SampleRow make_prompt_row(const Sequence& sequence, int position) {
+  SampleRow row;
+  row.given = sequence.tokens[static_cast<std::size_t>(position) + 1];
+  row.logprobs = sequence.sampling.prompt_logprobs;
+  return row;
+}
+
 }  // namespace
 
 SampleInput make_sample_input(const Schedule& schedule, SampleLists& lists) {
@@ -61,7 +69,13 @@ SampleInput make_sample_input(const Schedule& schedule, SampleLists& lists) {
   for (const Span& span : schedule.spans) {
     const Sequence& sequence = *span.sequence;
     for (int i = span.first_logits; i < span.rows; ++i) {
-      lists.rows.push_back(sequence.logits ? SampleRow{} : make_row(sequence, lists));
+      if (sequence.logits) {
+        lists.rows.push_back({});
+      } else if (span.samples && i == span.rows - 1) {
+        lists.rows.push_back(make_row(sequence, lists));
+      } else {
+        lists.rows.push_back(make_prompt_row(sequence, span.start + i));
+      }
     }
   }
   return {lists.rows.data(), lists.ban.data(), lists.bias.data(), lists.count.data()};

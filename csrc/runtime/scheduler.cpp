@@ -79,24 +79,26 @@ bool Scheduler::add_span(Sequence& sequence, Budget& budget, Schedule& schedule)
   Span span;
   span.sequence = &sequence;
   const int known = static_cast<int>(sequence.tokens.size());
+  const bool wants_rows = sequence.wants_rows();
   if (sequence.live) {
     span.start = kFromSlot;
     span.rows = 1;
   } else {
     span.start = sequence.computed;
     span.rows = std::min(known - sequence.computed, budget.prompt_rows);
-    if (sequence.logits) span.rows = std::min(span.rows, budget.logits_rows);
+    if (wants_rows) span.rows = std::min(span.rows, budget.logits_rows);
   }
   if (span.rows <= 0) return false;
   span.samples = sequence.computed + span.rows == known;
   span.first_logits = span.rows - (span.samples ? 1 : 0);
-  if (sequence.logits) {
-    span.first_logits = std::clamp(sequence.logits_sent - sequence.computed, 0, span.rows);
+  if (wants_rows) {
+    const int sent = std::max(sequence.rows_sent - sequence.computed, 0);
+    span.first_logits = std::min(sent, span.first_logits);
   }
   if (!reserve(sequence, sequence.computed + span.rows)) return false;
 
   if (!sequence.live) budget.prompt_rows -= span.rows;
-  if (sequence.logits) budget.logits_rows -= span.rows;
+  if (wants_rows) budget.logits_rows -= span.rows;
   span.table_begin = sequence.table_sent;
   sequence.table_sent = static_cast<int>(sequence.block_table.size());
   schedule.spans.push_back(span);
@@ -155,19 +157,19 @@ std::vector<Output> Scheduler::commit(const Schedule& schedule, const StepResult
     output.sequence = &sequence;
     output.first_logits = result.cu_logits[i];
     output.row = result.cu_logits[i + 1] - 1;
-    if (sequence.logits) {
-      output.num_logits_rows = span.rows - span.first_logits;
-      sequence.logits_sent += output.num_logits_rows;
-      if (span.samples) finish(sequence, FinishReason::length);
-      if (output.num_logits_rows > 0) outputs.push_back(output);
-    } else if (span.samples) {
+    const bool yields_token = span.samples && !sequence.logits;
+    output.num_wanted_rows = span.rows - span.first_logits - (yields_token ? 1 : 0);
+    sequence.rows_sent += output.num_wanted_rows;
+    if (yields_token) {
       const std::int32_t token = result.out.id[output.row];
       const FinishReason reason = sequence.append(token, options_.max_context);
       sequence.live = true;
       if (reason != FinishReason::running) finish(sequence, reason);
       output.num_tokens = 1;
-      outputs.push_back(output);
+    } else if (span.samples) {
+      finish(sequence, FinishReason::length);
     }
+    if (output.num_tokens > 0 || output.num_wanted_rows > 0) outputs.push_back(output);
   }
   return outputs;
 }

@@ -25,7 +25,7 @@ struct Output {  // one sequence's share of a commit
   Sequence* sequence = nullptr;
   int num_tokens = 0;       // the last of sequence->tokens
   int first_logits = 0;     // row of the StepResult
-  int num_logits_rows = 0;  // only if the sequence asked for logits
+  int num_wanted_rows = 0;  // prompt rows that the sequence asked for
   int row = 0;              // row of the StepResult that yielded the token
 };
 

@@ -74,9 +74,15 @@ struct Sequence {
   int table_sent = 0;  // leading entries of block_table that the runner has seen
   int preemptions = 0;
   int refused_with = -1;  // blocks that were available when there were too few to begin
-  int logits_sent = 0;    // leading rows whose logits were delivered, before a preemption, too
+  int rows_sent = 0;  // leading prompt rows that were delivered, before a preemption, too
 
   int num_generated() const { return static_cast<int>(tokens.size()) - num_prompt_tokens; }
+  // Leading prompt rows whose logits, or log-probabilities of the next token, are asked for.
+  int num_wanted_rows() const {
+    if (logits) return num_prompt_tokens;
+    return sampling.prompt_logprobs >= 0 ? num_prompt_tokens - 1 : 0;
+  }
+  bool wants_rows() const { return rows_sent < num_wanted_rows(); }
   // Ending tokens are not chosen before min_tokens.
   bool bans_stops() const { return num_generated() < sampling.min_tokens; }
   // Enters the prompt into the counts; once, before anything is generated.

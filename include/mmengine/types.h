@@ -46,7 +46,8 @@ struct SamplingParams {
   // and presence_penalty once, are subtracted.
   float repetition_penalty = 1.0f, frequency_penalty = 0.0f, presence_penalty = 0.0f;
   std::vector<std::pair<std::int32_t, float>> logit_bias;  // token, added to its logit before that
-  int logprobs = -1;  // -1 = none, else how many alternatives (at most 20)
+  int logprobs = -1;         // -1 = none, else how many alternatives (at most 20)
+  int prompt_logprobs = -1;  // the same of the prompt's tokens; its KV is then computed anew
   bool ignore_eos = false;
   std::vector<std::int32_t> stop_token_ids;
 };
@@ -75,7 +76,11 @@ struct StepOutput {
   std::size_t num_tokens = 0;
   const TokenLogprob* logprobs = nullptr;  // [num_tokens, num_logprobs], the chosen token first
   std::size_t num_logprobs = 0;            // 1 + alternatives; 0: none asked for
-  const float* logits = nullptr;           // [num_logits_rows, vocab_size]
+  // Of the prompt tokens that follow those of earlier outputs, the first of all left out:
+  // [num_prompt_rows, num_prompt_logprobs], the prompt's token first.
+  const TokenLogprob* prompt_logprobs = nullptr;
+  std::size_t num_prompt_rows = 0, num_prompt_logprobs = 0;
+  const float* logits = nullptr;  // [num_logits_rows, vocab_size]
   std::size_t num_logits_rows = 0;
   FinishReason finish = FinishReason::running;
   Usage usage;

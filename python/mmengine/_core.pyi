@@ -58,6 +58,7 @@ class SamplingParams:
     presence_penalty: float
     logit_bias: list[tuple[int, float]]
     logprobs: int
+    prompt_logprobs: int
     ignore_eos: bool
     stop_token_ids: list[int]
 
@@ -69,6 +70,9 @@ class StepOutput:
     @property
     def logprobs(self) -> list[tuple[int, float]]:
         """The chosen token first, then the likeliest; empty if none were asked for."""
+    @property
+    def prompt_logprobs(self) -> list[list[tuple[int, float]]]:
+        """Of the prompt tokens after those of earlier outputs, from the second one on."""
     def take_logits(self) -> NDArray[np.float32] | None:
         """float32 [rows, vocab_size], once; None if the request did not ask for logits."""
     @property

@@ -28,9 +28,15 @@ class Handle:
     """One submitted request: its results, in order, from the driver's thread."""
 
     def __init__(
-        self, driver: Driver, answer: AnswerStream, notify: Callable[[], None] | None = None
+        self,
+        driver: Driver,
+        answer: AnswerStream,
+        notify: Callable[[], None] | None = None,
+        scores_prompt: bool = False,
     ) -> None:
-        """notify: called by the driver's thread after each result."""
+        """notify: called by the driver's thread after each result. scores_prompt: the first Delta
+        has prompt_logprobs.
+        """
         self.id = 0
         self._driver = driver
         self._answer = answer
@@ -39,6 +45,8 @@ class Handle:
             queue.SimpleQueue()
         )
         self._tokens = 0
+        # Until the first Delta takes them.
+        self._prompt_logprobs: list[TokenLogprob | None] | None = [None] if scores_prompt else None
         self._ended = False  # read and written by the consumer
 
     @property
@@ -90,6 +98,12 @@ class Handle:
         """Takes what a step added; true when the request has ended."""
         if (logits := output.take_logits()) is not None:
             self._put(logits)
+        if self._prompt_logprobs is not None:
+            rows: list[list[tuple[int, float]]] = output.prompt_logprobs
+            self._prompt_logprobs += [TokenLogprob(*row[0], top=row[1:]) for row in rows]
+            if not output.token_ids and finish is None:
+                return False
+        prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, None
         answer = self._answer
         piece, taken = answer.push(output.token_ids)
         token_ids: list[int] = output.token_ids[:taken]
@@ -115,8 +129,9 @@ class Handle:
         pairs: list[tuple[int, float]] = output.logprobs
         logprobs = [TokenLogprob(*pairs[0], top=pairs[1:])] if pairs else None
         delta = Delta(
-            piece.text, token_ids, logprobs, finish, usage, piece.reasoning, piece.tool_calls
-        )
+            piece.text, token_ids, logprobs, finish, usage, piece.reasoning, piece.tool_calls,
+            prompt_logprobs,
+        )  # fmt: skip
         self._put(delta)
         return finish is not None
 
@@ -186,7 +201,7 @@ class Driver:
     ) -> Handle:
         """Queues a request. Raises RequestError, OverloadedError, EngineDeadError."""
         self.check_process()
-        handle = Handle(self, answer, notify)
+        handle = Handle(self, answer, notify, scores_prompt=params.prompt_logprobs >= 0)
         with self._work:
             self._check_alive()
             handle.id = self._core.submit(token_ids, params, logits)

@@ -462,6 +462,7 @@ def _core_params(params: SamplingParams, ends: tuple[int, ...]) -> _core.Samplin
     core.presence_penalty = params.presence_penalty or 0.0
     core.logit_bias = list((params.logit_bias or {}).items())
     core.logprobs = -1 if params.logprobs is None else params.logprobs
+    core.prompt_logprobs = -1 if params.prompt_logprobs is None else params.prompt_logprobs
     core.ignore_eos = bool(params.ignore_eos)
     core.stop_token_ids = [*(params.stop_token_ids or ()), *(() if params.ignore_eos else ends)]
     return core

@@ -80,7 +80,8 @@ class Delta:
 
     The texts of all deltas joined are the answer. A step may add tokens but no text: the first
     bytes of a character, or the beginning of a stop text. The answer to chat messages has its
-    thought in `reasoning` and its calls in `tool_calls`, apart from the text.
+    thought in `reasoning` and its calls in `tool_calls`, apart from the text. prompt_logprobs are
+    on the first one only.
     """
 
     text: str
@@ -90,6 +91,7 @@ class Delta:
     usage: Usage | None = None
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class Completion:
     token_ids: all that were generated, an ending token included.
     finish_reason: "stop", "length", "tool_calls" or "cancelled". logprobs: one per token, or None.
     reasoning, tool_calls: of the answer to chat messages; "" and [] where there are none.
+    prompt_logprobs: one per prompt token, None for the first, if they were asked for; fewer where
+    the request was cancelled before they were all computed.
     """
 
     text: str
@@ -110,6 +114,7 @@ class Completion:
     logprobs: list[TokenLogprob] | None = None
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] | None = None
 
     @classmethod
     def of(cls, deltas: Sequence[Delta], prompt_token_ids: list[int]) -> Completion:
@@ -126,6 +131,7 @@ class Completion:
             logprobs=[entry for delta in deltas for entry in delta.logprobs or ()] or None,
             reasoning="".join(delta.reasoning for delta in deltas),
             tool_calls=join_tool_calls(call for delta in deltas for call in delta.tool_calls),
+            prompt_logprobs=deltas[0].prompt_logprobs,
         )
 
 
@@ -146,6 +152,7 @@ class ChatReply:
     token_ids: list[int]
     prompt_token_ids: list[int]
     logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
 
     @classmethod
     def of(cls, done: Completion) -> ChatReply:
@@ -159,6 +166,7 @@ class ChatReply:
             token_ids=done.token_ids,
             prompt_token_ids=done.prompt_token_ids,
             logprobs=done.logprobs,
+            prompt_logprobs=done.prompt_logprobs,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -43,7 +43,9 @@ class SamplingParams:
     logit_bias: token ids (or their decimal texts, as JSON has them) -> -100 to 100, at most 1024;
         added to the logits before the penalties. Bias and penalties come before the temperature and
         change no reported log-probability.
-    n and prompt_logprobs have their neutral value only for now.
+    prompt_logprobs: the same of each prompt token but the first, whose logits no one knows. Such a
+        prompt is computed whole, whatever the prefix cache holds.
+    n has its neutral value only for now.
     Raises RequestError naming the field.
     """
 
@@ -82,6 +84,8 @@ class SamplingParams:
         put("min_tokens", _integer("min_tokens", self.min_tokens, 0, 2**30, 0))
         put("n", _integer("n", self.n, 1, 16, 1))
         put("logprobs", _integer("logprobs", self.logprobs, 0, _MAX_LOGPROBS, None))
+        prompt_logprobs = _integer("prompt_logprobs", self.prompt_logprobs, 0, _MAX_LOGPROBS, None)
+        put("prompt_logprobs", prompt_logprobs)
         if self.ignore_eos is not None and not isinstance(self.ignore_eos, bool):
             raise _wrong_type("ignore_eos", self.ignore_eos, "true or false")
         put("ignore_eos", bool(self.ignore_eos))
@@ -106,7 +110,6 @@ class SamplingParams:
     def _check_supported(self) -> None:
         neutral = {
             "n": 1,
-            "prompt_logprobs": None,
         }
         for name, value in neutral.items():
             if getattr(self, name) != value:

@@ -61,9 +61,10 @@ def test_floats(field: str, value: Any, refused: Callable[..., RequestError]) ->
     assert field in str(error)
 
 
-@pytest.mark.parametrize(
-    "field", [*FLOATS, *PENALTIES, "logit_bias", "top_k", "max_tokens", "seed", "logprobs"]
-)
+OTHERS = ["logit_bias", "top_k", "max_tokens", "seed", "logprobs", "prompt_logprobs"]
+
+
+@pytest.mark.parametrize("field", [*FLOATS, *PENALTIES, *OTHERS])
 def test_none_is_the_default(field: str, engine: mmengine.Engine, good: Any) -> None:
     plain: dict[str, Any] = {"max_tokens": 24, "temperature": 0.0, "ignore_eos": True}
     expected = engine.generate(GOOD, mmengine.SamplingParams(**plain))
@@ -85,6 +86,7 @@ INTEGERS: dict[str, list[Any]] = {
     "n": [0, -1, 2, 10**9, 10**30, 1.5, "1", True],
     "top_k": [2**31, 10**30, 1.5, "5", True],
     "logprobs": [-1, 21, 10**30, 1.5, "5", True],
+    "prompt_logprobs": [-1, 21, 10**30, 1.5, "5", True],
 }
 
 

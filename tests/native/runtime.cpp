@@ -47,7 +47,8 @@ class Harness {
         arena_(allocate()) {}
 
   void submit(RequestId id, std::vector<std::int32_t> tokens, int max_tokens, int min_tokens,
-              std::vector<std::int32_t> stop_ids, bool logits, std::string salt) {
+              std::vector<std::int32_t> stop_ids, bool logits, int prompt_logprobs,
+              std::string salt) {
     auto sequence = std::make_unique<Sequence>();
     sequence->id = id;
     sequence->num_prompt_tokens = static_cast<int>(tokens.size());
@@ -56,6 +57,7 @@ class Harness {
     sequence->sampling.min_tokens = min_tokens;
     sequence->stop_ids = std::move(stop_ids);
     sequence->logits = logits;
+    sequence->sampling.prompt_logprobs = prompt_logprobs;
     sequence->prefix.salt = std::move(salt);
     sequences_.push_back(sequence.get());
     scheduler_.submit(std::move(sequence));
@@ -78,13 +80,15 @@ class Harness {
     out["cu_logits"] = copy(b.cu_logits, batch_.sequences + 1);
     out["logits_row"] = copy(b.logits_row, batch_.logits_rows);
     out["table_update"] = copy(b.table_update, 3 * batch_.table_updates);
-    py::list bans, ids;
+    py::list bans, given, ids;
     for (int e = 0; e < batch_.logits_rows; ++e) {
       const SampleRow& row = input.row[e];
+      given.append(row.given);
       bans.append(std::vector<std::int32_t>(input.ban + row.ban_begin, input.ban + row.ban_end));
     }
     for (const Span& span : schedule_.spans) ids.append(span.sequence->id);
     out["bans"] = bans;
+    out["given"] = given;
     out["ids"] = ids;
     return out;
   }
@@ -96,7 +100,7 @@ class Harness {
     result.cu_logits = batch_.input.cu_logits;
     py::list outputs;
     for (const Output& o : scheduler_.commit(schedule_, result)) {
-      outputs.append(py::make_tuple(o.sequence->id, o.num_tokens, o.num_logits_rows,
+      outputs.append(py::make_tuple(o.sequence->id, o.num_tokens, o.num_wanted_rows,
                                     static_cast<int>(o.sequence->finish)));
     }
     return outputs;
@@ -149,7 +153,7 @@ PYBIND11_MODULE(MM_MODULE, m) {
       .def("submit", &Harness::submit, py::arg("id"), py::arg("tokens"), py::kw_only(),
            py::arg("max_tokens") = -1, py::arg("min_tokens") = 0,
            py::arg("stop_ids") = std::vector<std::int32_t>{}, py::arg("logits") = false,
-           py::arg("salt") = "")
+           py::arg("prompt_logprobs") = -1, py::arg("salt") = "")
       .def("end", &Harness::end)
       .def("schedule", &Harness::schedule)
       .def("commit", &Harness::commit)

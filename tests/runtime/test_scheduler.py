@@ -67,7 +67,8 @@ class Device:
                 position += 1
             self.length[slot] = position
         for e, row in enumerate(batch["logits_row"].tolist()):
-            sampled.append(next_token(seen_rows[row], batch["bans"][e]))
+            given = batch["given"][e]
+            sampled.append(given if given >= 0 else next_token(seen_rows[row], batch["bans"][e]))
         for s, slot in enumerate(batch["slot"].tolist()):
             first, last = batch["cu_logits"][s : s + 2].tolist()
             if last > first:
@@ -103,7 +104,7 @@ def run_workload(seed):
     stems = [[rng.randrange(VOCAB) for _ in range(max_context)] for _ in range(2)]
     device = Device(num_blocks, block_tokens, slots)
     requests, finished, answers, logits_rows, cancelled = {}, {}, {}, {}, set()
-    hits = {}
+    hits, scored = {}, {}
     waiting = list(range(rng.randint(1, 10)))
     guard = 0
     while waiting or not harness.idle():
@@ -120,6 +121,8 @@ def run_workload(seed):
             least = rng.randint(0, room if limit < 0 else limit)
             stops = rng.sample(range(VOCAB), rng.randint(0, 4))
             requests[request] = (prompt, limit, least, stops, wants_logits)
+            if not wants_logits and (request + seed) % 6 == 0:
+                scored[request] = []
             harness.submit(
                 request,
                 prompt,
@@ -127,6 +130,7 @@ def run_workload(seed):
                 min_tokens=least,
                 stop_ids=stops,
                 logits=wants_logits,
+                prompt_logprobs=2 if request in scored else -1,
             )
         if requests and rng.random() < 0.03:
             victim = rng.choice(list(requests))
@@ -135,9 +139,14 @@ def run_workload(seed):
         batch = harness.schedule()
         check_blocks(harness)
         if batch is not None:
+            for s, request in enumerate(batch["ids"]):
+                first, last = batch["cu_logits"][s : s + 2].tolist()
+                given = [token for token in batch["given"][first:last] if token >= 0]
+                assert request in scored or not given
+                scored.get(request, []).extend(given)
             for request, added, rows, finish in harness.commit(device.step(batch)):
                 logits_rows[request] = logits_rows.get(request, 0) + rows
-                assert added == (0 if rows else 1)
+                assert added == (0 if rows else 1) or request in scored
                 if finish != RUNNING:
                     finished[request] = finish
             check_blocks(harness)
@@ -152,6 +161,9 @@ def run_workload(seed):
         if wants_logits:
             assert logits_rows[request] == len(prompt)
             continue
+        if request in scored:
+            assert scored[request] == prompt[1:], "each prompt token is scored once, in order"
+        assert logits_rows[request] == len(scored.get(request, []))
         assert (answers[request], finished[request]) == solo(
             prompt, limit, least, stops, max_context
         )

@@ -26,12 +26,23 @@ def penalised(**changes: Any) -> mmengine.SamplingParams:
     return sampled(**{**penalties, "logit_bias": bias, **changes})
 
 
+def scored(**changes: Any) -> mmengine.SamplingParams:
+    """Drawn, with log-probabilities of the prompt."""
+    return sampled(**{"prompt_logprobs": 2, **changes})
+
+
 def outcome(completion: mmengine.Completion) -> tuple[Any, ...]:
-    """All that must repeat bit for bit: ids, reason, and logprobs as exact hexadecimals."""
+    """All that must repeat bit for bit: ids, reason, and logprobs as exact hexadecimals, those of
+    the prompt, if there are any, after the answer's.
+    """
     logprobs = None
     if completion.logprobs is not None:
-        logprobs = tuple(
-            (entry.token_id, entry.logprob.hex(), tuple((i, p.hex()) for i, p in entry.top))
-            for entry in completion.logprobs
-        )
+        logprobs = tuple(_exact(entry) for entry in completion.logprobs)
+    if completion.prompt_logprobs is not None:
+        scored = (entry and _exact(entry) for entry in completion.prompt_logprobs)
+        logprobs = (*(logprobs or ()), "prompt", *scored)
     return tuple(completion.token_ids), completion.finish_reason, logprobs
+
+
+def _exact(entry: mmengine.TokenLogprob) -> tuple[Any, ...]:
+    return entry.token_id, entry.logprob.hex(), tuple((i, p.hex()) for i, p in entry.top)

@@ -97,6 +97,7 @@ class ScriptedCore:
             id=request.id,
             token_ids=token_ids,
             logprobs=[],
+            prompt_logprobs=[],
             finish=SimpleNamespace(name=finish),
             prompt_tokens=request.prompt_tokens,
             cached_tokens=0,
