@@ -69,6 +69,7 @@ RAW_MEMORY = re.compile(
 )
 # Test files that mirror no source file, and what they test instead.
 TESTS_OF_SOMETHING_ELSE = {
+    "tests/api/test_answers.py": "engine: several answers to one prompt",
     "tests/api/test_conversations.py": "engine: conversations and their parsed answers",
     "tests/api/test_determinism.py": "engine: batches, chunks and threads change no bit",
     "tests/api/test_family.py": "engine: Mistral 3 in every form, FP8 in any company",

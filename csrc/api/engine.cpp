@@ -261,6 +261,7 @@ RequestId Engine::submit(Request request) {
   sequence->num_prompt_tokens = static_cast<int>(sequence->tokens.size());
   sequence->prefix.salt = std::move(request.cache_salt);
   sequence->logits = request.logits;
+  sequence->same_prompt_as = request.same_prompt_as;
   sequence->sampling = std::move(request.sampling);
   sequence->stop_ids = sequence->sampling.stop_token_ids;
   if (!sequence->sampling.ignore_eos) {

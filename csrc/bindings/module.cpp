@@ -78,12 +78,13 @@ class PyEngine {
         vocab_size_(static_cast<std::size_t>(engine_.info().vocab_size)) {}
 
   RequestId submit(std::vector<std::int32_t> token_ids, const SamplingParams& sampling, bool logits,
-                   std::string cache_salt) {
+                   std::string cache_salt, RequestId same_prompt_as) {
     Request request;
     request.token_ids = std::move(token_ids);
     request.sampling = sampling;
     request.logits = logits;
     request.cache_salt = std::move(cache_salt);
+    request.same_prompt_as = same_prompt_as;
     return engine_.submit(std::move(request));
   }
 
@@ -287,7 +288,7 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<const std::string&, const EngineOptions&>(), py::arg("directory"),
            py::arg("options"))
       .def("submit", &PyEngine::submit, py::arg("token_ids"), py::arg("sampling"),
-           py::arg("logits") = false, py::arg("cache_salt") = "")
+           py::arg("logits") = false, py::arg("cache_salt") = "", py::arg("same_prompt_as") = 0)
       .def("step", &PyEngine::step)
       .def(
           "cancel", [](PyEngine& e, RequestId id) { e.engine().cancel(id); }, py::arg("id"))

@@ -26,6 +26,7 @@ class KvCache {
   // Full blocks of tokens [0, computed) may serve others from now on.
   void share(Sequence& sequence);
   void release(Sequence& sequence);  // gives back all
+  bool shares() const { return share_; }
 
   int free_blocks() const { return static_cast<int>(free_.size()); }  // hold nothing
   int cached_blocks() const { return index_.num_idle(); }             // hold a prefix of no one

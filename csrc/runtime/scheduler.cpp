@@ -1,6 +1,7 @@
 #include "runtime/scheduler.h"
 
 #include <algorithm>
+#include <unordered_set>
 #include <utility>
 
 #include "base/check.h"
@@ -109,8 +110,12 @@ Schedule Scheduler::schedule() {
   Schedule schedule;
   // A row and a logits row of every slot are kept for those that generate.
   Budget budget{options_.prefill_chunk, options_.limits.logits_rows - options_.limits.sequences};
+  std::unordered_set<RequestId> unknown_prompts;  // of those before, whose KV is not complete
   for (const auto& owned : sequences_) {
     Sequence& sequence = *owned;
+    if (cache_.shares() && sequence.computed < sequence.num_prompt_tokens) {
+      unknown_prompts.insert(sequence.id);
+    }
     if (sequence.status == Status::running) {
       if (!add_span(sequence, budget, schedule) && sequence.live) preempt(sequence);
     } else if (sequence.status == Status::waiting) {
@@ -119,6 +124,9 @@ Schedule Scheduler::schedule() {
           std::min(static_cast<int>(sequence.tokens.size()) + 1, options_.max_context);
       const int needed = (positions + cache_.block_tokens() - 1) / cache_.block_tokens();
       if (free_slots_.empty() || budget.prompt_rows == 0) break;
+      // The one it waits for is before it, and advances whatever comes after.
+      const RequestId other = sequence.same_prompt_as;
+      if (other != 0 && unknown_prompts.contains(other)) continue;
       // Looking for a prefix costs time that grows with the prompt: not again before more is free.
       if (cache_.available_blocks() <= sequence.refused_with) break;
       cache_.attach(sequence);

@@ -2,7 +2,8 @@
 // Sequence. Sees block ids, slots and token counts; never a device, never the runner. Engine thread
 // only. A sequence begins after the tokens whose KV the cache has. First come, first served: each
 // step gives one row to every sequence that generates, and cuts the prompts of the oldest others to
-// `prefill_chunk` tokens together. When blocks run out, the youngest running sequence gives up its
+// `prefill_chunk` tokens together; only one that waits for the prompt of another (same_prompt_as)
+// lets later ones pass. When blocks run out, the youngest running sequence gives up its
 // KV and waits to be computed again; the pool holds at least one sequence of max_context, so the
 // oldest always advances.
 #pragma once

@@ -54,6 +54,7 @@ struct Sequence {
   RequestId id = 0;
   SamplingParams sampling;
   std::uint64_t seed = 0;
+  RequestId same_prompt_as = 0;        // waits for the KV of that one's prompt; 0: for nobody's
   bool logits = false;                 // every prompt row yields logits, nothing is generated
   std::vector<std::int32_t> stop_ids;  // ending tokens, the model's and the request's
 

@@ -57,6 +57,9 @@ struct Request {
   SamplingParams sampling;
   std::string cache_salt;  // KV is shared only among requests with equal salts
   bool logits = false;     // no generation: the logits of every prompt token reach the sink
+  // A request submitted before, or 0: this one waits until that one's prompt is computed, to begin
+  // from its KV instead of computing the same beside it. It need not be the same prompt.
+  RequestId same_prompt_as = 0;
 };
 
 struct TokenLogprob {

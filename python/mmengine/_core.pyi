@@ -199,6 +199,7 @@ class Engine:
         sampling: SamplingParams,
         logits: bool = False,
         cache_salt: str = "",
+        same_prompt_as: int = 0,
     ) -> int: ...
     def step(self) -> tuple[bool, list[StepOutput]]:
         """One step; false = nothing left to do. One thread at a time."""

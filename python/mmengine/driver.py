@@ -198,13 +198,17 @@ class Driver:
         answer: AnswerStream,
         logits: bool = False,
         notify: Callable[[], None] | None = None,
+        same_prompt_as: int = 0,
     ) -> Handle:
-        """Queues a request. Raises RequestError, OverloadedError, EngineDeadError."""
+        """Queues a request; one with the same prompt as another begins after it, from its KV.
+
+        Raises RequestError, OverloadedError, EngineDeadError.
+        """
         self.check_process()
         handle = Handle(self, answer, notify, scores_prompt=params.prompt_logprobs >= 0)
         with self._work:
             self._check_alive()
-            handle.id = self._core.submit(token_ids, params, logits)
+            handle.id = self._core.submit(token_ids, params, logits, same_prompt_as=same_prompt_as)
             self._handles[handle.id] = handle
             self._wake()
         return handle

@@ -24,10 +24,17 @@ from mmengine.errors import ModelFormatError, UsageError
 from mmengine.messages import quoted
 from mmengine.options import choice, count, integer, refuse, text
 from mmengine.outputs import ChatReply, Completion, Delta, EngineStats, MemoryPlan
-from mmengine.progress import bar
+from mmengine.progress import bar, stepwise
 from mmengine.prompts import Message, Prompt, is_one_prompt, token_ids
-from mmengine.request import ChatArguments, ChatOptions, check_conversation, prepare
-from mmengine.sampling import SamplingParams
+from mmengine.request import (
+    ChatArguments,
+    ChatOptions,
+    Request,
+    check_conversation,
+    check_one_answer,
+    prepare,
+)
+from mmengine.sampling import SamplingParams, answer_seed
 from mmengine.vocabulary import load_chat_format, load_tokenizer
 
 if TYPE_CHECKING:
@@ -179,6 +186,7 @@ class Engine:
     ) -> Completion | list[Completion]:
         """The answer to one prompt, or the answers to a list of prompts, in its order.
 
+        With n > 1 in `params` a Completion is the first answer and has the rest in `others`.
         options: those of chat(), where the prompts are chat messages.
         """
         chat = ChatOptions(**options)
@@ -206,7 +214,8 @@ class Engine:
             its default. effort_policy: "strict", or "clamp" for the nearest one it knows.
         response_format: None or {"type": "text"}.
         continue_final: the last message, the assistant's, is left open to go on.
-        Stop texts apply to the content, not to the thought or to calls. Raises RequestError naming
+        Stop texts apply to the content, not to the thought or to calls. With n > 1 in `params` the
+        reply is the first answer and has the rest in `others`. Raises RequestError naming
         messages[i], tools[j] or the field.
         """
         options = ChatOptions(
@@ -230,8 +239,7 @@ class Engine:
 
         options: those of chat(), where the prompt is chat messages.
         """
-        handle, _ = self._submit(prompt, params, ChatOptions(**options))
-        return Deltas(handle, self)
+        return Deltas(self._submit_one(prompt, params, ChatOptions(**options)), self)
 
     async def astream(
         self,
@@ -249,7 +257,7 @@ class Engine:
             with suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(arrived.set)
 
-        handle, _ = self._submit(prompt, params, ChatOptions(**options), notify)
+        handle = self._submit_one(prompt, params, ChatOptions(**options), notify)
         try:
             while True:
                 while not handle.ready:
@@ -280,25 +288,48 @@ class Engine:
     def _generate(
         self, prompts: list[Any], params: SamplingParams | None, options: ChatOptions
     ) -> list[Completion]:
-        handles: list[tuple[Handle, list[int]]] = []
+        answers: list[tuple[Request, list[Handle]]] = []  # by prompt
         try:
             for prompt in prompts:
-                handles.append(self._submit(prompt, params, options))
-            return [Completion.of(list(Deltas(handle, self)), ids) for handle, ids in handles]
+                made = self._prepare(prompt, params, options)
+                answers.append((made, []))
+                for handle in self._submit(made):
+                    answers[-1][1].append(handle)  # at once: the next may be refused
+            done = [
+                [Completion.of(list(Deltas(handle, self)), made.ids) for handle in handles]
+                for made, handles in answers
+            ]
+            return [first.with_others(others) for first, *others in done]
         finally:
-            for handle, _ in handles:
-                handle.cancel()
+            for _, handles in answers:
+                for handle in handles:
+                    handle.cancel()
 
-    def _submit(
+    def _prepare(
+        self, prompt: Prompt, params: SamplingParams | None, options: ChatOptions
+    ) -> Request:
+        return prepare(prompt, params, options, self.tokenizer, self.chat_format, self.vocab_size)
+
+    def _submit(self, made: Request, notify: Callable[[], None] | None = None) -> Iterator[Handle]:
+        first = 0  # the request that computes the prompt for the others
+        for index in range(made.params.n or 1):
+            core = _core_params(made.params, made.ends, index)
+            handle = self._driver.submit(
+                made.ids, core, made.new_answer(), notify=notify, same_prompt_as=first
+            )
+            first = first or handle.id
+            yield handle
+
+    def _submit_one(
         self,
         prompt: Prompt,
         params: SamplingParams | None,
         options: ChatOptions,
         notify: Callable[[], None] | None = None,
-    ) -> tuple[Handle, list[int]]:
-        made = prepare(prompt, params, options, self.tokenizer, self.chat_format, self.vocab_size)
-        core = _core_params(made.params, made.ends)
-        return self._driver.submit(made.ids, core, made.answer, notify=notify), made.ids
+    ) -> Handle:
+        made = self._prepare(prompt, params, options)
+        check_one_answer(made.params)
+        return next(self._submit(made, notify))
 
     # ---- the engine itself -------------------------------------------------------------------
 
@@ -431,23 +462,14 @@ def forecast_cpu(
 def _load(path: Path, options: _core.EngineOptions, progress: bool | None) -> _core.Engine:
     info = _core.inspect(str(path))
     with bar("load", info.weights_bytes, progress) as advance:
-        options.progress = _stepwise(advance, info.weights_bytes)
+        options.progress = stepwise(advance, info.weights_bytes)
         return _core.Engine(str(path), options)
 
 
-def _stepwise(advance: Callable[[int], None], total: int) -> Callable[[float], None]:
-    done = 0
-
-    def report(fraction: float) -> None:
-        nonlocal done
-        now = int(fraction * total)
-        advance(now - done)
-        done = now
-
-    return report
-
-
-def _core_params(params: SamplingParams, ends: tuple[int, ...]) -> _core.SamplingParams:
+def _core_params(
+    params: SamplingParams, ends: tuple[int, ...], index: int = 0
+) -> _core.SamplingParams:
+    """Of answer `index` of n; the prompt's log-probabilities come with the first."""
     core = _core.SamplingParams()
     core.max_tokens = -1 if params.max_tokens is None else params.max_tokens
     core.min_tokens = params.min_tokens or 0
@@ -455,14 +477,14 @@ def _core_params(params: SamplingParams, ends: tuple[int, ...]) -> _core.Samplin
     core.top_p = 1.0 if params.top_p is None else params.top_p
     core.min_p = params.min_p or 0.0
     core.top_k = params.top_k or 0
-    core.seed = params.seed
+    core.seed = answer_seed(params.seed, index)
     repetition = params.repetition_penalty
     core.repetition_penalty = 1.0 if repetition is None else repetition
     core.frequency_penalty = params.frequency_penalty or 0.0
     core.presence_penalty = params.presence_penalty or 0.0
     core.logit_bias = list((params.logit_bias or {}).items())
     core.logprobs = -1 if params.logprobs is None else params.logprobs
-    core.prompt_logprobs = -1 if params.prompt_logprobs is None else params.prompt_logprobs
+    core.prompt_logprobs = -1 if params.prompt_logprobs is None or index else params.prompt_logprobs
     core.ignore_eos = bool(params.ignore_eos)
     core.stop_token_ids = [*(params.stop_token_ids or ()), *(() if params.ignore_eos else ends)]
     return core

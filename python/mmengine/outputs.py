@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -104,6 +104,7 @@ class Completion:
     reasoning, tool_calls: of the answer to chat messages; "" and [] where there are none.
     prompt_logprobs: one per prompt token, None for the first, if they were asked for; fewer where
     the request was cancelled before they were all computed.
+    others: with n > 1 the answers after this one, each with its own usage; `choices` has all n.
     """
 
     text: str
@@ -115,6 +116,12 @@ class Completion:
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    others: list[Completion] = field(default_factory=list)
+
+    @property
+    def choices(self) -> list[Completion]:
+        """All answers to the prompt, this one first."""
+        return [self, *self.others]
 
     @classmethod
     def of(cls, deltas: Sequence[Delta], prompt_token_ids: list[int]) -> Completion:
@@ -133,6 +140,11 @@ class Completion:
             tool_calls=join_tool_calls(call for delta in deltas for call in delta.tool_calls),
             prompt_logprobs=deltas[0].prompt_logprobs,
         )
+
+    def with_others(self, others: Iterable[Completion]) -> Completion:
+        """This answer beside `others` to the same prompt, which get its prompt_logprobs."""
+        scored = [replace(other, prompt_logprobs=self.prompt_logprobs) for other in others]
+        return replace(self, others=scored)
 
 
 @dataclass(frozen=True)
@@ -153,6 +165,12 @@ class ChatReply:
     prompt_token_ids: list[int]
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    others: list[ChatReply] = field(default_factory=list)
+
+    @property
+    def choices(self) -> list[ChatReply]:
+        """All answers to the conversation, this one first."""
+        return [self, *self.others]
 
     @classmethod
     def of(cls, done: Completion) -> ChatReply:
@@ -167,6 +185,7 @@ class ChatReply:
             prompt_token_ids=done.prompt_token_ids,
             logprobs=done.logprobs,
             prompt_logprobs=done.prompt_logprobs,
+            others=[cls.of(other) for other in done.others],
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -106,3 +106,16 @@ def _folder_bytes(folder: Path) -> int:
             except OSError:  # the file went away between the listing and the look
                 continue
     return total
+
+
+def stepwise(advance: Callable[[int], None], total: int) -> Callable[[float], None]:
+    """A function of the fraction done, for callers that count it so, around `advance` of a bar."""
+    done = 0
+
+    def report(fraction: float) -> None:
+        nonlocal done
+        now = int(fraction * total)
+        advance(now - done)
+        done = now
+
+    return report

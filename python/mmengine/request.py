@@ -5,7 +5,7 @@ Everything a caller may ask for is checked here; what this version cannot do is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -77,12 +77,14 @@ class ChatOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """ids: of the prompt; ends: ids that end the answer besides the model's own."""
+    """ids: of the prompt; ends: ids that end the answer besides the model's own; new_answer: makes
+    what reads one answer.
+    """
 
     ids: list[int]
     ends: tuple[int, ...]
     params: SamplingParams
-    answer: AnswerStream
+    new_answer: Callable[[], AnswerStream]
 
 
 def prepare(
@@ -114,7 +116,18 @@ def prepare(
         ids = tokenizer.encode(prompt, add_bos=tokenizer.adds_bos)
     else:
         ids = token_ids(prompt, vocab_size)
-    return Request(ids, (), params, _plain(params, tokenizer))
+    return Request(ids, (), params, lambda: _plain(params, tokenizer))
+
+
+def check_one_answer(params: SamplingParams) -> None:
+    """Raises RequestError if several answers are asked of a stream."""
+    if params.n != 1:
+        raise RequestError(
+            f"n: a stream is one answer, expected 1, got {params.n}; make several streams",
+            where="n",
+            param="n",
+            code="unsupported",
+        )
 
 
 def check_conversation(messages: Any) -> None:
@@ -150,13 +163,14 @@ def _conversation(
     if params.temperature is None and advised is not None:
         top_p = advised.top_p if params.top_p is None else params.top_p
         params = replace(params, temperature=advised.temperature, top_p=top_p)
-    parser = chat_format.parser(ids, bool(params.ignore_eos))
-    answer = (
-        _plain(params, tokenizer)
-        if parser is None
-        else AnswerStream(parser, tuple(params.stop or ()), params.min_tokens or 0)
-    )
-    return Request(ids, chat_format.stop_ids, params, answer)
+
+    def new_answer() -> AnswerStream:
+        parser = chat_format.parser(ids, bool(params.ignore_eos))
+        if parser is None:
+            return _plain(params, tokenizer)
+        return AnswerStream(parser, tuple(params.stop or ()), params.min_tokens or 0)
+
+    return Request(ids, chat_format.stop_ids, params, new_answer)
 
 
 def _plain(params: SamplingParams, tokenizer: AnyTokenizer | None) -> AnswerStream:

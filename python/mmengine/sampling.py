@@ -45,7 +45,8 @@ class SamplingParams:
         change no reported log-probability.
     prompt_logprobs: the same of each prompt token but the first, whose logits no one knows. Such a
         prompt is computed whole, whatever the prefix cache holds.
-    n has its neutral value only for now.
+    n: answers to each prompt, 1 to 16 (not for streams). The first is the answer of n = 1; the seed
+        of answer i is answer_seed(seed, i).
     Raises RequestError naming the field.
     """
 
@@ -101,25 +102,26 @@ class SamplingParams:
         if self.repetition_penalty == 0.0:
             raise _out_of_range("repetition_penalty", 0.0, "more than 0 and at most 10")
         put("logit_bias", _biases(self.logit_bias))
-        self._check_supported()
         if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
             raise _out_of_range(
                 "min_tokens", self.min_tokens, f"at most max_tokens = {self.max_tokens}"
             )
 
-    def _check_supported(self) -> None:
-        neutral = {
-            "n": 1,
-        }
-        for name, value in neutral.items():
-            if getattr(self, name) != value:
-                raise RequestError(
-                    f"{name}: {quoted(getattr(self, name))} is not supported by this version, "
-                    f"expected {value}",
-                    where=name,
-                    param=name,
-                    code="unsupported",
-                )
+
+def answer_seed(seed: int | None, index: int) -> int | None:
+    """The seed of answer `index` of n to one prompt: `seed` itself for the first, else a mix of
+    both (the splitmix64 finaliser over index and seed); None, the engine's choice, without a seed.
+    """
+    if seed is None or index == 0:
+        return seed
+    return _mixed(seed ^ _mixed(index))
+
+
+def _mixed(number: int) -> int:
+    number = (number + 0x9E3779B97F4A7C15) % 2**64
+    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    number = (number ^ number >> 27) * 0x94D049BB133111EB % 2**64
+    return number ^ number >> 31
 
 
 def _out_of_range(field: str, value: object, expected: str) -> RequestError:

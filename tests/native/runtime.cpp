@@ -48,7 +48,7 @@ class Harness {
 
   void submit(RequestId id, std::vector<std::int32_t> tokens, int max_tokens, int min_tokens,
               std::vector<std::int32_t> stop_ids, bool logits, int prompt_logprobs,
-              std::string salt) {
+              std::string salt, RequestId same_prompt_as) {
     auto sequence = std::make_unique<Sequence>();
     sequence->id = id;
     sequence->num_prompt_tokens = static_cast<int>(tokens.size());
@@ -59,6 +59,7 @@ class Harness {
     sequence->logits = logits;
     sequence->sampling.prompt_logprobs = prompt_logprobs;
     sequence->prefix.salt = std::move(salt);
+    sequence->same_prompt_as = same_prompt_as;
     sequences_.push_back(sequence.get());
     scheduler_.submit(std::move(sequence));
   }
@@ -153,7 +154,7 @@ PYBIND11_MODULE(MM_MODULE, m) {
       .def("submit", &Harness::submit, py::arg("id"), py::arg("tokens"), py::kw_only(),
            py::arg("max_tokens") = -1, py::arg("min_tokens") = 0,
            py::arg("stop_ids") = std::vector<std::int32_t>{}, py::arg("logits") = false,
-           py::arg("prompt_logprobs") = -1, py::arg("salt") = "")
+           py::arg("prompt_logprobs") = -1, py::arg("salt") = "", py::arg("same_prompt_as") = 0)
       .def("end", &Harness::end)
       .def("schedule", &Harness::schedule)
       .def("commit", &Harness::commit)

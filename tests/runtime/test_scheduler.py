@@ -121,6 +121,7 @@ def run_workload(seed):
             least = rng.randint(0, room if limit < 0 else limit)
             stops = rng.sample(range(VOCAB), rng.randint(0, 4))
             requests[request] = (prompt, limit, least, stops, wants_logits)
+            previous = list(requests)[-2] if len(requests) > 1 else 0
             if not wants_logits and (request + seed) % 6 == 0:
                 scored[request] = []
             harness.submit(
@@ -131,6 +132,7 @@ def run_workload(seed):
                 stop_ids=stops,
                 logits=wants_logits,
                 prompt_logprobs=2 if request in scored else -1,
+                same_prompt_as=previous if seed % 3 else 0,
             )
         if requests and rng.random() < 0.03:
             victim = rng.choice(list(requests))
@@ -316,3 +318,41 @@ def test_without_sharing_nothing_stays():
     for request in range(2):
         assert run_one(harness, device, request, [5] * 13, max_tokens=1)[1:] == (13, 0)
         assert harness.blocks() == (8, 0, 0, 8)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_one_prompt_is_computed_for_all_who_wait_for_it(share):
+    """Five tokens in blocks of two, in steps of two: the others begin after the fourth."""
+    harness = Harness(
+        num_blocks=40, block_tokens=2, slots=4, max_context=16, prefill_chunk=2, share=share
+    )
+    device = Device(40, 2, 4)
+    for request in (1, 2, 3):
+        harness.submit(request, [7, 8, 9, 10, 11], max_tokens=4, same_prompt_as=int(request > 1))
+    harness.submit(4, [1], max_tokens=20)
+    first, order = {}, []
+    while (batch := harness.schedule()) is not None:
+        order.append(batch["ids"])
+        for s, request in enumerate(batch["ids"]):
+            first.setdefault(request, int(batch["start"][s]))
+        harness.commit(device.step(batch))
+    texts = {tuple(state["tokens"]) for state in harness.sequences() if state["id"] < 4}
+    assert len(texts) == 1
+    assert first == {1: 0, 2: 4 if share else 0, 3: 4 if share else 0, 4: 0}
+    if share:
+        assert order[:3] == [[1], [1], [1, 4]], "who waits lets others pass"
+        assert order[3] == [1, 2, 3, 4]
+
+
+def test_a_request_does_not_wait_for_one_that_is_gone():
+    harness = Harness(num_blocks=8, block_tokens=2, slots=2, max_context=8, prefill_chunk=2)
+    device = Device(8, 2, 2)
+    harness.submit(1, [7, 8, 9, 10], max_tokens=2)
+    harness.submit(2, [7, 8, 9, 10], max_tokens=2, same_prompt_as=1)
+    harness.submit(3, [5], max_tokens=2, same_prompt_as=99)
+    batch = harness.schedule()
+    assert batch["ids"] == [1]
+    harness.commit(device.step(batch))
+    assert harness.end(1)
+    harness.reap()
+    assert harness.schedule()["ids"] == [2]

@@ -54,7 +54,9 @@ class ScriptedCore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
 
-    def submit(self, token_ids: list[int], params: Any, logits: bool) -> int:
+    def submit(
+        self, token_ids: list[int], params: Any, logits: bool, same_prompt_as: int = 0
+    ) -> int:
         assert not logits
         self.submitted.append((token_ids, params))
         request = _Running(next(self.ids), len(token_ids), list(self.script(token_ids)), params)
