@@ -75,7 +75,7 @@ struct Sequence {
   int table_sent = 0;  // leading entries of block_table that the runner has seen
   int preemptions = 0;
   int refused_with = -1;  // blocks that were available when there were too few to begin
-  int rows_sent = 0;  // leading prompt rows that were delivered, before a preemption, too
+  int rows_sent = 0;      // leading prompt rows that were delivered, before a preemption, too
 
   int num_generated() const { return static_cast<int>(tokens.size()) - num_prompt_tokens; }
   // Leading prompt rows whose logits, or log-probabilities of the next token, are asked for.

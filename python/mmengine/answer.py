@@ -47,6 +47,9 @@ class AnswerStream:
         self._reader = reader
         self._filter = StopFilter(stops)
         self._free = min_tokens
+        self._blank: list[str] = []  # what the filter let pass of white space the reader holds
+        self._num_blanks = 0  # pieces of that white space that the filter has seen
+        self._blank_size = 0  # and their characters
 
     @property
     def stopped(self) -> bool:
@@ -71,6 +74,7 @@ class AnswerStream:
             if self.stopped:
                 return piece, taken
             self._take(self._read(index), piece)
+            self._take_blank(piece)
             self._free = max(0, self._free - 1)
         return piece, len(token_ids)
 
@@ -105,7 +109,32 @@ class AnswerStream:
             elif isinstance(delta, ToolCallDelta):
                 piece.text += self._filter.release()  # text before a call is told before it
                 piece.add_tool_call(delta)
-            elif self._free > 0:
-                piece.text += delta.text
             else:
-                piece.text += self._filter.push(delta.text)
+                seen = self._blank_size
+                piece.text += "".join(self._blank)
+                self._forget_blank()
+                piece.text += self._pass(delta.text[seen:])
+
+    def _take_blank(self, piece: Piece) -> None:
+        """Looks for stop texts in white space that the reader holds back, too.
+
+        It may never be given out, so that a model that writes nothing else would not be stopped.
+        """
+        blanks = self._reader.blanks if isinstance(self._reader, OutputParser) else ()
+        if len(blanks) < self._num_blanks:  # a call made it go
+            self._filter.release()
+            self._forget_blank()
+        for text in blanks[self._num_blanks :]:
+            self._blank.append(self._pass(text))
+            self._num_blanks += 1
+            self._blank_size += len(text)
+            if self.stopped:
+                piece.text += "".join(self._blank)
+                return
+
+    def _forget_blank(self) -> None:
+        self._blank.clear()
+        self._num_blanks = self._blank_size = 0
+
+    def _pass(self, text: str) -> str:
+        return text if self._free > 0 else self._filter.push(text)

@@ -214,9 +214,9 @@ class Engine:
             its default. effort_policy: "strict", or "clamp" for the nearest one it knows.
         response_format: None or {"type": "text"}.
         continue_final: the last message, the assistant's, is left open to go on.
-        Stop texts apply to the content, not to the thought or to calls. With n > 1 in `params` the
-        reply is the first answer and has the rest in `others`. Raises RequestError naming
-        messages[i], tools[j] or the field.
+        Stop texts apply to the content, its white space before a call included, not to the thought
+        or to calls. With n > 1 in `params` the reply is the first answer and has the rest in
+        `others`. Raises RequestError naming messages[i], tools[j] or the field.
         """
         options = ChatOptions(
             tools=tools,

@@ -121,6 +121,11 @@ class OutputParser:
         return "".join(self._content)
 
     @property
+    def blanks(self) -> Sequence[str]:
+        """White space before any content, held back: a call lets it go, other text gives it out."""
+        return self._blank
+
+    @property
     def reasoning(self) -> str:
         """The thought so far; several thoughts are joined."""
         return "".join(self._reasoning)

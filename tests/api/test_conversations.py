@@ -157,6 +157,11 @@ def test_calls_cut_by_max_tokens_are_no_tool_calls_reason(scripted: Scripted) ->
         ("END[TOOL_CALLS]f[ARGS]{}</s>", "END", ("", "", [], "stop")),
         ("a E[THINK]x[/THINK]ND b</s>", "END", ("a ", "x", [], "stop")),
         ("\n\nEND</s>", "\n", ("", "", [], "stop")),
+        (" \n \n", " \n ", ("", "", [], "stop")),
+        (" \t\n", "\n", (" \t", "", [], "stop")),
+        ("\n[TOOL_CALLS]f[ARGS]{}</s>", "\nEND", ("", "", [("f", "{}")], "tool_calls")),
+        ("\n[THINK]x[/THINK]END</s>", "\nEND", ("", "x", [], "stop")),
+        ("\n\n[TOOL_CALLS]f[ARGS]{}</s>", "\n", ("", "", [], "stop")),
     ],
 )
 def test_stop_texts_are_of_the_content(
@@ -165,6 +170,20 @@ def test_stop_texts_are_of_the_content(
     reply = scripted.says(text, step).chat(HELLO, mmengine.SamplingParams(stop=stops))
     assert plain(reply) == expected
     assert reply.usage.completion_tokens == len(reply.token_ids)
+
+
+def test_stop_texts_are_seen_in_white_space(scripted: Scripted) -> None:
+    newline = scripted.ids("\n")
+    assert len(newline) == 1
+    for least, text in ((0, ""), (2, "\n\n")):
+        params = mmengine.SamplingParams(stop="\n", max_tokens=40, min_tokens=least)
+        scripted.says("")
+        scripted.answer = newline * 60
+        reply = scripted.engine.chat(HELLO, params)
+        whole = scripted.engine.generate("Hello", params)
+        assert plain(reply) == (text, "", [], "stop")
+        assert reply.usage.completion_tokens == least + 1
+        assert (whole.text, whole.token_ids) == (text, reply.token_ids)
 
 
 def test_a_stop_text_ends_the_tokens_too(scripted: Scripted) -> None:
