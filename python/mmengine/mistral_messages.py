@@ -19,9 +19,9 @@ from typing import Any
 
 from mmengine.messages import quoted
 from mmengine.mistral_order import NEXT, Fields, bad_request, check_order
+from mmengine.outputs import TOOL_NAME
 from mmengine.tokenizer import MAX_TEXT_BYTES
 
-_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _OLD_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
@@ -268,7 +268,7 @@ def _known(fields: Mapping[Any, Any], known: set[str], where: str) -> Fields:
 
 
 def _name(name: Any, where: str) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
         raise bad_request(where, f"{quoted(name)}, expected 1 to 64 of a-z, A-Z, 0-9, _ and -")
     return name
 

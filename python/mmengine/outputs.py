@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from mmengine.strict_json import parse_object
+
+# What a tool may be called, in requests as in calls.
+TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,22 @@ class ToolCall:
     arguments: str
 
     @property
-    def valid(self) -> bool:
-        """Whether there is a name and the arguments are a JSON object."""
+    def well_formed(self) -> bool:
+        """Whether the name is one that tools may have and the arguments are a JSON object.
+
+        The object is nested 64 deep at most, its integers fit int64, no key is there twice; NaN,
+        infinity and lone surrogates are not JSON. A later prompt can carry such a call.
+        """
         try:
-            return bool(self.name) and isinstance(json.loads(self.arguments), dict)
-        except (ValueError, RecursionError):
+            parse_object(self.arguments)
+        except ValueError:
             return False
+        return TOOL_NAME.fullmatch(self.name) is not None
+
+    @property
+    def valid(self) -> bool:
+        """Whether the call is well formed."""
+        return self.well_formed
 
     def to_dict(self) -> dict[str, Any]:
         """The call in the OpenAI shape, as a message carries it."""
@@ -193,13 +208,22 @@ class ChatReply:
 
         The thought is there under both names in use, `reasoning` and `reasoning_content`.
         """
-        content = None if self.tool_calls and not self.content else self.content
-        message: dict[str, Any] = {"role": "assistant", "content": content}
-        if self.reasoning:
-            message |= {"reasoning": self.reasoning, "reasoning_content": self.reasoning}
-        if self.tool_calls:
-            message["tool_calls"] = [call.to_dict() for call in self.tool_calls]
-        return message
+        return assistant_message(self.content, self.reasoning, self.tool_calls)
+
+
+def assistant_message(
+    content: str, reasoning: str, tool_calls: Sequence[ToolCall]
+) -> dict[str, Any]:
+    """The assistant's message in the OpenAI shape; the thought is there under both names in use."""
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": None if tool_calls and not content else content,
+    }
+    if reasoning:
+        message |= {"reasoning": reasoning, "reasoning_content": reasoning}
+    if tool_calls:
+        message["tool_calls"] = [call.to_dict() for call in tool_calls]
+    return message
 
 
 @dataclass(frozen=True)
