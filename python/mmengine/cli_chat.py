@@ -2,7 +2,8 @@
 
 A message is sent with Enter (Alt-Enter breaks the line). Ctrl-C stops an answer and keeps what
 came; at the prompt it leaves. A request that fails is told in one sentence and taken back, so the
-conversation can go on. Answers go to stdout, notices to stderr.
+conversation can go on; a failed /regen leaves the earlier answer. After a tool call the next
+message is its result. Answers go to stdout, notices to stderr.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from mmengine.cli_output import Output, checked_text, note, read_text
 from mmengine.cli_signals import SignalGuard, Terminated
 from mmengine.errors import Error, OutputError, OverloadedError, RequestError, UsageError
 from mmengine.messages import quoted
+from mmengine.outputs import assistant_message
 from mmengine.settings import xdg_home
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ HELP = """\
 /read FILE      put the text of FILE before the next message
 /regen          answer the last message again
 /clear          forget the conversation, keep the system message
-/system [TEXT]  set the system message, or show it
+/system [TEXT]  set the system message; without TEXT the default of the model
 /effort [NAME]  set the reasoning effort, or show it
 /stats          figures of the last answer
 /save FILE      write the conversation as JSON
@@ -99,11 +101,10 @@ class Chat:
                 return self._command(word, rest.strip())
             text = checked_text(line, "message")
             if text.strip():
-                self.messages.append(
-                    {"role": "user", "content": "\n".join([*self._attached, text])}
-                )
+                self._add("\n".join([*self._attached, text]))
                 self._attached.clear()
-                self._answer()
+                if not self._unanswered():
+                    self._answer()
         except (RequestError, OverloadedError) as error:
             note(str(error), style="red")
         return True
@@ -124,8 +125,7 @@ class Chat:
             self._attached.clear()
             note("conversation forgotten")
         elif word == "/system":
-            if rest:
-                self.system = checked_text(rest, "/system")
+            self.system = checked_text(rest, "/system") if rest else None
             note(f"system message: {self.system or 'the default of the model'}")
         elif word == "/effort":
             self._set_effort(rest)
@@ -172,21 +172,45 @@ class Chat:
         self._saved.add(path.resolve())
         note(f"{len(self.messages)} messages saved to {quoted(name)}")
 
-    def _regenerate(self) -> None:
-        if self.messages and self.messages[-1]["role"] == "assistant":
-            self.messages.pop()
-        if self.messages:
-            self._answer()
+    def _add(self, text: str) -> None:
+        """Adds what the user wrote: the result of the first tool call that waits, or a message."""
+        waiting = self._unanswered()
+        if waiting:
+            message = {"role": "tool", "tool_call_id": waiting[0]["id"], "content": text}
         else:
+            message = {"role": "user", "content": text}
+        self.messages.append(message)
+
+    def _unanswered(self) -> list[dict[str, Any]]:
+        """The calls of the last answer whose results are not there."""
+        results = 0
+        while results < len(self.messages) and self.messages[-1 - results]["role"] == "tool":
+            results += 1
+        last = self.messages[-1 - results] if results < len(self.messages) else {}
+        calls: list[dict[str, Any]] = last.get("tool_calls", [])
+        return calls[results:]
+
+    def _regenerate(self) -> None:
+        earlier: dict[str, Any] | None = None
+        if self.messages and self.messages[-1]["role"] == "assistant":
+            earlier = self.messages.pop()
+        if not self.messages:
             note("no message to answer yet")
+        elif waiting := self._unanswered():
+            note(f"{quoted(waiting[0]['function']['name'])} has no result yet; write it")
+        else:
+            self._answer(earlier)
 
     def _prompt(self) -> list[dict[str, Any]]:
         if self.system is None:
             return list(self.messages)
         return [{"role": "system", "content": self.system}, *self.messages]
 
-    def _answer(self) -> None:
-        """Streams the answer to the last message, which is taken back if nothing came."""
+    def _answer(self, earlier: dict[str, Any] | None = None) -> None:
+        """Streams the answer to the last message.
+
+        If nothing came, the `earlier` answer comes back; without one the message is taken back.
+        """
         seed = None if self._random is None else self._random.getrandbits(63)
         answer = Answer()
         try:
@@ -196,27 +220,36 @@ class Chat:
             self._output.end_line()
             raise
         except KeyboardInterrupt:
-            self._keep(answer)
+            self._keep(answer, earlier)
             note("stopped; Ctrl-C again leaves")
         except Error:
             self._output.end_line()
-            self.messages.pop()
+            self._take_back(earlier)
             raise
         else:
-            self._keep(answer)
+            self._keep(answer, earlier)
 
-    def _keep(self, answer: Answer) -> None:
+    def _keep(self, answer: Answer, earlier: dict[str, Any] | None) -> None:
         self._last = answer
         self._output.end_line()
         answer.note_rest()
-        if answer.text:
-            message = {"role": "assistant", "content": answer.text}
-            if answer.reasoning:  # past thoughts are part of the prompt
-                message["reasoning"] = answer.reasoning
-            self.messages.append(message)
+        # Calls that are cut, or that no later prompt could carry, are told and left out.
+        ended = answer.finish_reason == "tool_calls"
+        calls = [call for call in answer.tool_calls if ended and call.well_formed]
+        if answer.text or calls:  # past thoughts are part of the prompt
+            self.messages.append(assistant_message(answer.text, answer.reasoning, calls))
+            if calls:
+                note("your next message is the result of the call; /regen answers anew")
         else:
+            self._take_back(earlier)
+            kept = "the message is taken back" if earlier is None else "the earlier one stays"
+            note(f"no answer came; {kept}")
+
+    def _take_back(self, earlier: dict[str, Any] | None) -> None:
+        if earlier is None:
             self.messages.pop()
-            note("no answer came; the message is taken back")
+        else:
+            self.messages.append(earlier)
 
 
 def write_whole(path: Path, text: str) -> None:

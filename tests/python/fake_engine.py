@@ -134,7 +134,7 @@ def _last_text(prompt):
         return prompt, len(prompt)
     if isinstance(prompt[0], int):
         return "", len(prompt)
-    return prompt[-1]["content"], sum(len(message["content"]) for message in prompt)
+    return prompt[-1]["content"], sum(len(message["content"] or "") for message in prompt)
 
 
 def _misbehave(text, index):

@@ -8,6 +8,8 @@ import pytest
 
 from fake_engine import FakeEngine
 from mmengine import cli
+from mmengine.errors import RequestError
+from mmengine.outputs import Delta, Usage
 from mmengine.settings import xdg_home
 from support.scripted import make_mistral, scripted_engine
 from test_mistral_tokenizer import small
@@ -73,9 +75,11 @@ def test_regen_answers_the_same_message(talk):
 
 
 def test_clear_and_system(talk):
-    _, _, err, engine = talk("one", "/system be terse", "/clear", "two", "/system")
+    _, _, err, engine = talk("one", "/system be terse", "/clear", "two", "/system", "three")
     assert engine.prompts[1] == [{"role": "system", "content": "be terse"}, user("two")]
-    assert err.count("system message: be terse") == 2
+    assert engine.prompts[2] == [user("two"), assistant("echo: TWO"), user("three")]
+    assert err.count("system message: be terse") == 1
+    assert "system message: the default of the model" in err
 
 
 def test_read_puts_a_file_before_the_next_message(talk, tmp_path):
@@ -157,7 +161,7 @@ class Terminal(io.StringIO):
 
 
 def thought(text):
-    return assistant(text) | {"reasoning": "hm <b>\x1b[1mm\n"}
+    return assistant(text) | dict.fromkeys(["reasoning", "reasoning_content"], "hm <b>\x1b[1mm\n")
 
 
 def test_history_keeps_thoughts(talk, tmp_path):
@@ -201,13 +205,94 @@ def test_effort(talk):
 
 
 def test_an_answer_without_text_is_told_and_taken_back(talk):
-    _, out, err, engine = talk("ponders", "calls", "one", argv=["-m", "thinker"])
+    _, out, err, engine = talk("ponders", "one", argv=["-m", "thinker"])
     assert out == "echo: ONE\n"
-    assert engine.prompts[2] == [user("one")]
-    for text in ("calls", "taken back"):
-        assert text in err
+    assert engine.prompts[1] == [user("one")]
+    assert "taken back" in err
     argv = ["-m", "thinker", "--reasoning-effort", "high"]
     assert "the thought used all tokens" in talk("ponders", argv=argv)[2]
+
+
+def test_a_call_stays_and_the_next_message_is_its_result(talk, tmp_path):
+    path = tmp_path / "talk.json"
+    lines = ["calls", "22 degrees", "/regen", "thanks", f"/save {path}"]
+    _, out, err, engine = talk(*lines, argv=["-m", "thinker"])
+    assert out == "echo: 22 DEGREES\n" * 2 + "echo: THANKS\n"
+    function = {"name": "f", "arguments": '{"a": 1}'}
+    calling = assistant(None)
+    calling["tool_calls"] = [{"id": "abcdefghi", "type": "function", "function": function}]
+    result = {"role": "tool", "tool_call_id": "abcdefghi", "content": "22 degrees"}
+    assert engine.prompts[1] == engine.prompts[2] == [user("calls"), calling, result]
+    assert json.loads(path.read_text())[:3] == engine.prompts[1]
+    assert engine.prompts[3][3:] == [assistant("echo: 22 DEGREES"), user("thanks")]
+    assert 'calls "f"' in err
+    assert "result of the call" in err
+
+
+def test_a_call_is_answered_anew(talk):
+    _, _, _, engine = talk("calls", "/regen", "r", argv=["-m", "thinker"])
+    assert engine.prompts[1] == [user("calls")]
+    assert [message["role"] for message in engine.prompts[2]] == ["user", "assistant", "tool"]
+
+
+CALLING = '[TOOL_CALLS]f[ARGS]{"a": 1}'
+
+
+def scripted_chat(folder, *turns):
+    """An engine factory whose answers are `turns`, and the list of prompts that it gets."""
+    folder = make_mistral(folder)
+    prompts = []
+
+    def script(ids):
+        prompts.append(small().decode(ids, skip_special=False))
+        return small().encode(turns[len(prompts) - 1], allow_special=True)
+
+    def engine(model, **options):
+        return scripted_engine(folder, script, lambda: 2, **options)[0]
+
+    return engine, prompts
+
+
+def test_calls_of_a_real_engine(talk, tmp_path):
+    turns = [f"{CALLING}{CALLING}</s>", "Done.</s>", "[TOOL_CALLS]a b[ARGS]{}</s>", "Yes.</s>"]
+    engine, prompts = scripted_chat(tmp_path / "model", *turns)
+    code, out, err, _ = talk("Q", "one", "/regen", "two", "bad", "more", engine=engine)
+    assert (code, out) == (0, "Done.\nYes.\n")
+    assert '"f" has no result yet' in err
+    result = "[TOOL_RESULTS]one[/TOOL_RESULTS][TOOL_RESULTS]two[/TOOL_RESULTS]"
+    assert prompts[1].endswith(f"Q[/INST]{CALLING}{CALLING}</s>{result}")
+    assert prompts[2].endswith(f"{result}Done.</s>[INST]bad[/INST]")
+    assert prompts[3].endswith(f"{result}Done.</s>[INST]more[/INST]")
+
+
+class FailingLater(FakeEngine):
+    """From the second answer on it fails, is interrupted or says nothing, as `kind` says."""
+
+    kind = ""
+
+    def stream(self, prompt, params, reasoning_effort=None):
+        if self.prompts and self.kind != "":
+            kind, self.kind = self.kind, ""
+            self.prompts.append(prompt)
+            if kind == "fails":
+                raise RequestError("prompt: too long")
+            if kind == "stopped":
+                raise KeyboardInterrupt
+            return iter([Delta("", [2], finish_reason="stop", usage=Usage(1, 1))])
+        return super().stream(prompt, params, reasoning_effort)
+
+
+@pytest.mark.parametrize("kind", ["fails", "stopped", "empty"])
+def test_a_regen_that_fails_leaves_the_answer(talk, tmp_path, kind):
+    path = tmp_path / "talk.json"
+    engine = type("Engine", (FailingLater,), {"kind": kind})
+    code, _, err, made = talk("one", "/regen", f"/save {path}", "two", engine=engine)
+    assert code == 0
+    assert "2 messages saved" in err
+    assert json.loads(path.read_text()) == [user("one"), assistant("echo: ONE")]
+    assert made.prompts[1] == [user("one")]
+    assert made.prompts[2] == [user("one"), assistant("echo: ONE"), user("two")]
+    assert ("the earlier one stays" in err) is (kind != "fails")
 
 
 def test_tokens_of_a_real_engine(talk, tmp_path):
