@@ -37,14 +37,19 @@ class MistralChat:
         builder = tekken.model_settings_builder
         effort = None if builder is None else builder.reasoning_effort
         think = {tokenizer.token_id("[THINK]"), tokenizer.token_id("[/THINK]")}
+        thoughts = tokenizer.version >= 13 and think <= tokenizer.special_ids
         self.stop_ids = tokenizer.eos_ids
-        self.efforts: tuple[str, ...] = () if effort is None else tuple(map(str, effort.values))
+        efforts = () if effort is None else tuple(map(str, effort.values))
+        # Without tokens for thoughts the model cannot think, whatever its settings list.
+        self.efforts: tuple[str, ...] = tuple(
+            name for name in efforts if thoughts or name == "none"
+        )
         default = None if effort is None else effort.default
-        self._default_effort = None if default is None else str(default)
+        self._default_effort = str(default) if str(default) in self.efforts else None
         self._tokenizer = tokenizer
         self._abilities = Abilities(
             version=tokenizer.version,
-            thoughts=tokenizer.version >= 13 and think <= tokenizer.special_ids,
+            thoughts=thoughts,
             images=tekken.image is not None,
         )
         encoder = None if tekken.image is None else _ImageTokens(tokenizer)

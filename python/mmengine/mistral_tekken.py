@@ -1,7 +1,7 @@
 """The content of a tekken.json, checked before anything is made of it.
 
-Sizes first, so that nothing of a size in the file is allocated; then every control token, rank and
-word. Versions and the splitting pattern are compared with those of the published files.
+Ranks and words come first, because a gap explains a wrong size; sizes are bounded before anything
+is made of them; then every control token. Versions and the splitting pattern are compared with those of the published files.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ def check_tekken(content: dict[str, Any], file: str) -> Tekken:
     vocab = content.get("vocab")
     if not isinstance(vocab, list):
         raise bad_tekken(file, f"vocab is {quoted(vocab)}, expected a list")
+    words = _words(vocab, file)
     num_specials = _size(config, "default_num_special_tokens", _MAX_ID, file)
     limit = min(_MAX_ID, len(vocab) + num_specials)
     num_words = _size(config, "default_vocab_size", limit, file) - num_specials
@@ -116,7 +117,7 @@ def check_tekken(content: dict[str, Any], file: str) -> Tekken:
     for text in (*required, *(_IMAGE_TOKENS if image is not None else ())):
         if text not in specials:
             raise bad_tekken(file, f"control token {text} is missing, expected it in v{version}")
-    words = _words(vocab, file)
+    _check_thoughts(specials, version, file)
     encoded = [entry["token_bytes"] for entry in vocab[:num_words]]
     return Tekken(version, words[:num_words], encoded, specials, image, settings)
 
@@ -146,6 +147,14 @@ def _specials(listed: object, count: int, version: int, file: str) -> list[str]:
         text = entry.get("token_str")
         if not isinstance(text, str) or not text:
             raise bad_tekken(file, f"special_tokens: rank {rank}: token_str is {quoted(text)}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise bad_tekken(
+                file,
+                f"special_tokens: rank {rank}: token_str is {quoted(text)}, expected no lone "
+                "surrogate",
+            ) from error
         texts[rank] = text
     for rank in range(len(listed), count):
         texts[rank] = f"<SPECIAL_{rank}>"
@@ -159,6 +168,18 @@ def _specials(listed: object, count: int, version: int, file: str) -> list[str]:
                 "different ones",
             )
     return list(rank_of)
+
+
+def _check_thoughts(specials: list[str], version: int, file: str) -> None:
+    """A thought that cannot end would swallow the answer."""
+    pair = ("[THINK]", "[/THINK]")
+    missing = [text for text in pair if text not in specials]
+    if len(missing) == 1:
+        other = pair[1 - pair.index(missing[0])]
+        raise bad_tekken(
+            file,
+            f"control token {missing[0]} is missing, expected it beside {other} in v{version}",
+        )
 
 
 def _words(vocab: list[Any], file: str) -> list[bytes]:

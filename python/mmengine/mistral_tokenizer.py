@@ -8,6 +8,7 @@ mmengine.tokenizer, whose Detokenizer takes this class too.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -57,11 +58,11 @@ class MistralTokenizer:
     def from_directory(cls, path: Path) -> MistralTokenizer | None:
         """The tokenizer of a checkpoint directory; None when it has no tekken.json.
 
-        Raises as the constructor, and ModelFormatError when params.json (else config.json) has
+        Raises as the constructor and files.read_bytes, and ModelFormatError when params.json (else config.json) has
         another vocabulary size.
         """
         file = path / "tekken.json"
-        if not file.is_file():
+        if not os.path.lexists(file):
             return None
         tokenizer = cls(read_object(file), file=file.name)
         for name in ("params.json", "config.json"):

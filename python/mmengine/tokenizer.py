@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -79,7 +80,7 @@ class Tokenizer:
         added), generation_config.json and params.json (ends). Templates in them are not read.
         """
         file = path / "tokenizer.json"
-        if not file.is_file():
+        if not os.path.lexists(file):
             return None
         config = _read_object(path / "tokenizer_config.json")
         generation = _read_object(path / "generation_config.json")
@@ -290,4 +291,4 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.is_file() else {}
+    return read_object(path) if os.path.lexists(path) else {}

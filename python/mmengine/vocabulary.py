@@ -5,6 +5,7 @@ tekken.json wins where both are there: Mistral's own tokenizer is the model's.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(path: Path) -> AnyTokenizer | None:
-    """The tokenizer of a directory; None when it has neither file."""
-    if (path / "tekken.json").is_file():
+    """The tokenizer of a directory; None when it has neither file.
+
+    A file that is there and cannot be read is an error, whatever is beside it.
+    """
+    if os.path.lexists(path / "tekken.json"):
         from mmengine.mistral_tokenizer import MistralTokenizer
 
         return MistralTokenizer.from_directory(path)

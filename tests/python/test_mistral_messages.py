@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 from PIL import Image
 
 from mmengine.errors import RequestError, UsageError
+from mmengine.mistral_chat import MistralChat
 from mmengine.mistral_messages import Abilities, normalize_messages
+from mmengine.mistral_tokenizer import MistralTokenizer
 from test_mistral_chat import answer, call, picture, said, small_chat, system, text, thinking, user
-from test_mistral_tokenizer import small
+from test_mistral_tokenizer import small, small_content
 
 # Client shapes.
 
@@ -78,6 +81,17 @@ def test_efforts(effort: str, clamped: str) -> None:
     assert clamp == plain
     with pytest.raises(RequestError, match="this model has no efforts"):
         small_chat("v13").encode([user()], reasoning_effort=effort)
+
+
+def test_without_tokens_for_thoughts_there_is_no_effort_high() -> None:
+    content = copy.deepcopy(small_content())
+    for rank, name in ((34, "x"), (35, "y")):
+        content["special_tokens"][rank]["token_str"] = name
+    made = MistralChat(MistralTokenizer(content))
+    assert made.efforts == ("none",)
+    with pytest.raises(RequestError, match='"high", expected "none"'):
+        made.encode([user()], reasoning_effort="high")
+    assert made.encode([user()]) == small_chat().encode([user()])
 
 
 def test_unknown_efforts_and_policies() -> None:

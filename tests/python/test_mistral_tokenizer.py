@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmengine.errors import ModelFormatError, RequestError, UnsupportedModelError
+from mmengine.errors import (
+    ModelFormatError,
+    ModelNotFoundError,
+    RequestError,
+    UnsupportedModelError,
+)
 from mmengine.mistral_tokenizer import MistralTokenizer
-from mmengine.tokenizer import MAX_TEXT_BYTES, Detokenizer
+from mmengine.tokenizer import MAX_TEXT_BYTES, Detokenizer, Tokenizer
+from mmengine.vocabulary import load_tokenizer
 
 SPECIALS, WORDS = 40, 2000
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -200,6 +207,13 @@ BAD = {
     "specials fewer": (put("config", "default_num_special_tokens", 39), 65, "1 to 2039"),
     "no specials": (put("special_tokens", []), 65, "0 tokens, expected a list of 1 to 40"),
     "special twice": (put("special_tokens", 5, "token_str", "[INST]"), 65, "ranks 3 and 5"),
+    "special a surrogate": (
+        put("special_tokens", 5, "token_str", "\ud800"),
+        65,
+        'rank 5: token_str is "\\\\ud800", expected no lone surrogate',
+    ),
+    "no [THINK]": (put("special_tokens", 34, "token_str", "x"), 65, r"\[THINK\] is missing.*/"),
+    "no [/THINK]": (put("special_tokens", 35, "token_str", "x"), 65, r"/THINK\] is missing"),
     "no [INST]": (put("special_tokens", 3, "token_str", "x"), 65, r"\[INST\] is missing"),
     "no [IMG]": (put("special_tokens", 10, "token_str", "x"), 65, r"\[IMG\] is missing"),
     "special rank": (put("special_tokens", 5, "rank", 4), 65, r"special_tokens\[5\]: rank is 4"),
@@ -223,6 +237,35 @@ def test_bad_files(name: str) -> None:
     assert caught.value.exit_code == exit_code
     assert str(caught.value).startswith("tekken.json: ")
     assert str(caught.value).isascii()
+
+
+def test_a_gap_in_a_file_without_spare_words_names_the_rank() -> None:
+    content = copy.deepcopy(small_content())
+    size = content["config"]["default_vocab_size"]
+    del content["vocab"][size - SPECIALS :]
+    del content["vocab"][300]
+    with pytest.raises(ModelFormatError, match=r"vocab\[300\]: rank is 301, expected 300"):
+        MistralTokenizer(content)
+
+
+@pytest.mark.parametrize("name", ["tekken.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    ("put", "kind", "message"),
+    [
+        (lambda path: path.symlink_to("absent"), ModelNotFoundError, "cannot be read: No such"),
+        (lambda path: path.mkdir(), ModelFormatError, "not a regular file"),
+        (os.mkfifo, ModelFormatError, "not a regular file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_not_an_absent_one(
+    tmp_path: Path, name: str, put: Any, kind: Any, message: str
+) -> None:
+    put(tmp_path / name)
+    with pytest.raises(kind, match=rf"{name}.*{message}"):
+        load_tokenizer(tmp_path)
+    own = MistralTokenizer if name == "tekken.json" else Tokenizer
+    with pytest.raises(kind, match=message):
+        own.from_directory(tmp_path)
 
 
 def test_special_tokens_in_any_order() -> None:

@@ -153,6 +153,14 @@ def test_tensors_that_nobody_knows_are_a_warning(tmp_path):
     assert not failed(path)
 
 
+@pytest.mark.parametrize("name", ["tekken.json", "tokenizer.json"])
+def test_a_tokenizer_that_cannot_be_read(whole, name):
+    (whole / name).symlink_to("absent")
+    status, detail = found(whole)["vocabulary"]
+    assert status == "fail"
+    assert f"{name} cannot be read" in detail
+
+
 def test_engine_directory_with_tokenizer(source, tmp_path):
     made = convert(source, tmp_path / "made", "fp8")
     checks = found(made)
