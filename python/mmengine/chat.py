@@ -6,7 +6,7 @@ Templates found in checkpoints are never run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmengine.efforts import EffortPolicy, resolve_effort
@@ -92,7 +92,12 @@ class ChatFormat:
         """None; RequestError for any effort, but "clamp" lets those known elsewhere pass."""
         return resolve_effort(asked, policy, self.efforts)
 
-    def parser(self, prompt: Sequence[int], ignore_eos: bool = False) -> OutputParser | None:
+    def parser(
+        self,
+        prompt: Sequence[int],
+        ignore_eos: bool = False,
+        offered: Collection[str] | None = None,
+    ) -> OutputParser | None:
         """None: all of an answer is text."""
         return None
 

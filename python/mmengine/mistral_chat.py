@@ -7,7 +7,7 @@ images come decoded, and only their tokens are made here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,9 +101,11 @@ class MistralChat:
         """The effort that a request gets, as efforts.resolve_effort; None if the model has none."""
         return resolve_effort(asked, policy, self.efforts, self._default_effort)
 
-    def parser(self, prompt: Sequence[int], ignore_eos: bool = False) -> OutputParser:
-        """What reads the answer to `prompt`."""
-        return OutputParser(self._tokenizer, prompt, ignore_eos=ignore_eos)
+    def parser(
+        self, prompt: Sequence[int], ignore_eos: bool = False, offered: Collection[str] | None = None
+    ) -> OutputParser:
+        """What reads the answer to `prompt`; `offered` as OutputParser takes it."""
+        return OutputParser(self._tokenizer, prompt, ignore_eos=ignore_eos, offered=offered)
 
 
 class _ImageTokens:

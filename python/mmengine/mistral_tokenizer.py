@@ -58,8 +58,8 @@ class MistralTokenizer:
     def from_directory(cls, path: Path) -> MistralTokenizer | None:
         """The tokenizer of a checkpoint directory; None when it has no tekken.json.
 
-        Raises as the constructor and files.read_bytes, and ModelFormatError when params.json (else config.json) has
-        another vocabulary size.
+        Raises as the constructor and files.read_bytes, and ModelFormatError when params.json (else
+        config.json) has another vocabulary size.
         """
         file = path / "tekken.json"
         if not os.path.lexists(file):

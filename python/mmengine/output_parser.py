@@ -12,8 +12,8 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -78,15 +78,18 @@ class OutputParser:
         prompt: Sequence[int] = (),
         make_id: Callable[[], str] = tool_call_id,
         ignore_eos: bool = False,
+        offered: Collection[str] | None = None,
     ) -> None:
         """prompt: the ids before the answer; a thought left open in it goes on.
 
-        ignore_eos: ending tokens end nothing and have no text.
+        ignore_eos: ending tokens end nothing and have no text. offered: the names of the tools that
+        may be called, by which a call is told to be `offered`; None where nobody knows.
         """
         self._vocabulary = vocabulary
         self._ends = () if ignore_eos else vocabulary.eos_ids
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._make_id = make_id
+        self._offered = None if offered is None else frozenset(offered)
         special = vocabulary.special_ids
         actions = {
             "[THINK]": self._on_think,
@@ -111,7 +114,7 @@ class OutputParser:
         self._call_id: list[str] = []
         self._content: list[str] = []
         self._reasoning: list[str] = []
-        self._calls: list[tuple[str, str, list[str]]] = []
+        self._calls: list[tuple[ToolCall, list[str]]] = []
         self._events: list[Delta] = []
         self.reasoning_tokens = 0  # of thoughts, [THINK] and [/THINK] included
 
@@ -133,7 +136,7 @@ class OutputParser:
     @property
     def tool_calls(self) -> list[ToolCall]:
         """The calls so far; the last one may be incomplete."""
-        return [ToolCall(id, name, "".join(parts)) for id, name, parts in self._calls]
+        return [replace(call, arguments="".join(parts)) for call, parts in self._calls]
 
     def finish_reason(self, reason: str) -> str:
         """`reason` of the engine, or "tool_calls" where it is "stop" and there are calls."""
@@ -173,6 +176,7 @@ class OutputParser:
             self._emit_reasoning("".join(self._held))
         if self._state == _LIST:
             self._end_list()
+        self._end_name()
         self._emit_content("".join(self._blank))
         self._ended = True
 
@@ -192,6 +196,7 @@ class OutputParser:
         self._flush()
         if self._state == _LIST:
             self._end_list()
+        self._end_name()
         self._blank.clear()
         self._name.clear()
         self._call_id.clear()
@@ -240,6 +245,14 @@ class OutputParser:
         """A character left incomplete, before the state changes."""
         self._text(self._utf8.decode(b"", final=True))
 
+    def _end_name(self) -> None:
+        """A name without arguments is a call, though not a valid one: its text is not lost."""
+        if self._state not in (_NAME, _CALL_ID):
+            return
+        name = "".join(self._name).strip()
+        if name:
+            self._start_call(name, "".join(self._call_id).strip())
+
     def _end_list(self) -> None:
         text = "".join(self._name)
         self._name.clear()
@@ -261,8 +274,10 @@ class OutputParser:
     def _start_call(self, name: str, call_id: str) -> None:
         if not _ID.fullmatch(call_id):
             call_id = self._make_id()
-        self._events.append(ToolCallDelta(len(self._calls), id=call_id, name=name))
-        self._calls.append((call_id, name, []))
+        offered = self._offered is None or name in self._offered
+        delta = ToolCallDelta(len(self._calls), id=call_id, name=name, offered=offered)
+        self._events.append(delta)
+        self._calls.append((ToolCall(call_id, name, "", offered), []))
         self._state = _ARGS
 
     def _emit_content(self, text: str) -> None:
@@ -276,7 +291,7 @@ class OutputParser:
             self._events.append(ReasoningDelta(text))
 
     def _emit_arguments(self, text: str) -> None:
-        self._calls[-1][2].append(text)
+        self._calls[-1][1].append(text)
         self._events.append(ToolCallDelta(len(self._calls) - 1, text))
 
     def _given(self) -> list[Delta]:
@@ -287,7 +302,7 @@ class OutputParser:
             first = events[0]
             if isinstance(first, ToolCallDelta):
                 arguments = "".join(e.arguments for e in events if isinstance(e, ToolCallDelta))
-                joined.append(ToolCallDelta(first.index, arguments, first.id, first.name))
+                joined.append(replace(first, arguments=arguments))
             else:
                 texts = "".join(e.text for e in events if not isinstance(e, ToolCallDelta))
                 joined.append(type(first)(texts))

@@ -39,11 +39,15 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A tool call. id: 9 letters and digits; arguments: as generated, at times cut or no JSON."""
+    """A tool call. id: 9 letters and digits; arguments: as generated, at times cut or no JSON.
+
+    offered: whether a tool of this name was among those of the request; True where nobody knows.
+    """
 
     id: str
     name: str
     arguments: str
+    offered: bool = True
 
     @property
     def well_formed(self) -> bool:
@@ -60,8 +64,12 @@ class ToolCall:
 
     @property
     def valid(self) -> bool:
-        """Whether the call is well formed."""
-        return self.well_formed
+        """Whether the call is well formed and names a tool that the request offered.
+
+        Without tools, or with tool_choice "none", no call is. The arguments are not compared with
+        the schema of the tool.
+        """
+        return self.offered and self.well_formed
 
     def to_dict(self) -> dict[str, Any]:
         """The call in the OpenAI shape, as a message carries it."""
@@ -71,22 +79,29 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class ToolCallDelta:
-    """A tool call's beginning, with id and name, or more of its arguments (JSON text)."""
+    """A tool call's beginning, with id and name, or more of its arguments (JSON text).
+
+    offered: of a beginning, as in ToolCall.
+    """
 
     index: int
     arguments: str = ""
     id: str | None = None
     name: str | None = None
+    offered: bool = True
 
 
 def join_tool_calls(deltas: Iterable[ToolCallDelta]) -> list[ToolCall]:
     """The calls whose pieces, in order, are `deltas`; each begins with its id and name."""
-    begun: list[tuple[str, str, list[str]]] = []
+    begun: list[tuple[ToolCallDelta, list[str]]] = []
     for delta in deltas:
         if delta.id is not None:
-            begun.append((delta.id, delta.name or "", []))
-        begun[delta.index][2].append(delta.arguments)
-    return [ToolCall(id, name, "".join(parts)) for id, name, parts in begun]
+            begun.append((delta, []))
+        begun[delta.index][1].append(delta.arguments)
+    return [
+        ToolCall(first.id or "", first.name or "", "".join(parts), first.offered)
+        for first, parts in begun
+    ]
 
 
 @dataclass(frozen=True)

@@ -153,9 +153,10 @@ def _conversation(
         )
     _refuse_images(messages)
     effort = chat_format.effort(options.reasoning_effort, options.effort_policy)
+    tools = None if options.tool_choice == "none" else options.tools
     ids = chat_format.encode(
         messages,
-        None if options.tool_choice == "none" else options.tools,
+        tools,
         effort,
         options.continue_final,
     )
@@ -163,9 +164,10 @@ def _conversation(
     if params.temperature is None and advised is not None:
         top_p = advised.top_p if params.top_p is None else params.top_p
         params = replace(params, temperature=advised.temperature, top_p=top_p)
+    offered = [tool["function"]["name"] for tool in tools or ()]  # checked by encode
 
     def new_answer() -> AnswerStream:
-        parser = chat_format.parser(ids, bool(params.ignore_eos))
+        parser = chat_format.parser(ids, bool(params.ignore_eos), offered)
         if parser is None:
             return _plain(params, tokenizer)
         return AnswerStream(parser, tuple(params.stop or ()), params.min_tokens or 0)

@@ -89,6 +89,33 @@ def test_content_thought_and_calls_are_apart(scripted: Scripted) -> None:
     assert '{"reasoning_effort": "high"}' in scripted.prompt
 
 
+@pytest.mark.parametrize(
+    ("options", "name", "valid"),
+    [
+        ({"tools": [TOOL]}, "get_weather", True),
+        ({"tools": [TOOL]}, "get_time", False),
+        ({"tools": [TOOL], "tool_choice": "none"}, "get_weather", False),
+        ({}, "get_weather", False),
+    ],
+)
+def test_a_call_of_a_tool_that_was_not_offered_is_not_valid(
+    scripted: Scripted, options: Any, name: str, valid: bool
+) -> None:
+    text = f"[TOOL_CALLS]{name}[ARGS]{{}}</s>"
+    [call] = scripted.says(text).chat(HELLO, **options).tool_calls
+    assert (call.name, call.valid, call.offered) == (name, valid, valid)
+    assert call.well_formed
+    deltas = list(scripted.says(text).stream(HELLO, **options))
+    [same] = join_tool_calls(delta for one in deltas for delta in one.tool_calls)
+    assert same.valid is valid
+
+
+def test_an_unfinished_call_is_not_lost(scripted: Scripted) -> None:
+    reply = scripted.says("[TOOL_CALLS]get_weather</s>").chat(HELLO, tools=[TOOL])
+    assert plain(reply) == ("", "", [("get_weather", "")], "tool_calls")
+    assert not reply.tool_calls[0].valid
+
+
 def test_a_reply_goes_on_as_a_message(scripted: Scripted) -> None:
     text = "[THINK]why[/THINK]So.[TOOL_CALLS]f[ARGS]{}[TOOL_CALLS]g[ARGS]{}</s>"
     reply = scripted.says(text).chat(HELLO)

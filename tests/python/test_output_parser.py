@@ -66,8 +66,11 @@ def result(made: OutputParser) -> tuple[str, str, list[tuple[str, str]]]:
         ),
         ("[THINK]t[/THINK]\n[TOOL_CALLS]f[ARGS]{}</s>", ("", "t", [("f", "{}")])),
         ("[TOOL_CALLS]f[CALL_ID]abcdefghi[ARGS]{}</s>", ("", "", [("f", "{}")])),
-        ("[TOOL_CALLS]cut name", ("", "", [])),
-        ("[TOOL_CALLS]lost[TOOL_CALLS]f[ARGS]{}", ("", "", [("f", "{}")])),
+        ("[TOOL_CALLS]cut name", ("", "", [("cut name", "")])),
+        ("[TOOL_CALLS]get_weather</s>", ("", "", [("get_weather", "")])),
+        ("[TOOL_CALLS] \n</s>", ("", "", [])),
+        ("[TOOL_CALLS]a[TOOL_CALLS]f[ARGS]{}", ("", "", [("a", ""), ("f", "{}")])),
+        ("[TOOL_CALLS]f[CALL_ID]abcdefghi</s>", ("", "", [("f", "")])),
         ('[TOOL_CALLS]f[ARGS]{"a": ', ("", "", [("f", '{"a": ')])),
         ("[TOOL_CALLS]f[ARGS]{}[THINK]x[/THINK][ARGS]y</s>", ("", "", [("f", "{}xy")])),
         ("[ARGS]a[CALL_ID]b[INST]c</s>", ("abc", "", [])),
@@ -184,8 +187,9 @@ def test_ids_that_the_model_gives() -> None:
     [bad] = read(ids_of("[TOOL_CALLS]f[CALL_ID]no[ARGS]{}", "v11"), version="v11").tool_calls
     assert bad.id == "call00000"
     text = "[TOOL_CALLS]f[CALL_ID]abcDEF12[TOOL_CALLS]g[CALL_ID]3[ARGS]{}"
-    [second] = read(ids_of(text, "v11"), version="v11").tool_calls
-    assert second == ToolCall("call00000", "g", "{}")
+    first, second = read(ids_of(text, "v11"), version="v11").tool_calls
+    assert first == ToolCall("call00000", "f", "")
+    assert second == ToolCall("call00001", "g", "{}")
 
 
 @pytest.mark.parametrize(
