@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 _MAX_CHARACTERS = 80
+_MAX_SENTENCE = 160
 
 
 def quoted(value: object) -> str:
@@ -17,3 +18,12 @@ def quoted(value: object) -> str:
         return f'"{text}"'
     text = ascii(value)
     return text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + "..."
+
+
+def one_line(error: Exception) -> str:
+    """What another library says in an error: its first line, whole words of it, ASCII."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    text = lines[0].strip().rstrip(".:").encode("unicode_escape").decode("ascii")
+    if len(text) > _MAX_SENTENCE:
+        text = text[:_MAX_SENTENCE].rpartition(" ")[0] + " ..."
+    return text

@@ -14,8 +14,9 @@ import numpy as np
 
 from mmengine.efforts import EffortPolicy, resolve_effort
 from mmengine.errors import RequestError
-from mmengine.messages import quoted
+from mmengine.messages import one_line
 from mmengine.mistral_messages import Abilities, normalize_messages, normalize_tools
+from mmengine.mistral_order import Fields
 from mmengine.mistral_tokenizer import MistralTokenizer, library
 from mmengine.output_parser import OutputParser
 
@@ -61,8 +62,6 @@ class MistralChat:
             validator=instruct.get_validator(tekken.version, instruct.ValidationMode.test),
             request_normalizer=normalize.get_normalizer(tekken.version, builder),
         )
-        errors = library("exceptions")
-        self._tool_errors = (errors.InvalidToolException, errors.InvalidToolSchemaException)
 
     def encode(
         self,
@@ -90,22 +89,50 @@ class MistralChat:
         except MemoryError:
             raise
         except Exception as error:  # of any class; what it finds wrong is in the request
-            where = "tools" if isinstance(error, self._tool_errors) else "messages"
+            self._find_bad_tool(values["tools"])
             raise RequestError(
-                f"{where}: not accepted by mistral-common: {quoted(str(error))}", param=where
+                f"messages: not accepted by mistral-common: {_reason(error)}", param="messages"
             ) from error
         ids: list[int] = encoded.tokens
         return ids
+
+    def _find_bad_tool(self, tools: list[Fields] | None) -> None:
+        """Raises RequestError naming the first tool that is not accepted alone."""
+        asked = [{"role": "user", "content": ""}]
+        for j, tool in enumerate(tools or ()):
+            try:
+                request = self._request.model_validate({"messages": asked, "tools": [tool]})
+                self._encoder.encode_chat_completion(request)
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise RequestError(
+                    f"tools[{j}]: not accepted by mistral-common: {_reason(error)}",
+                    param=f"tools[{j}]",
+                ) from error
 
     def effort(self, asked: str | None, policy: EffortPolicy = "strict") -> str | None:
         """The effort that a request gets, as efforts.resolve_effort; None if the model has none."""
         return resolve_effort(asked, policy, self.efforts, self._default_effort)
 
     def parser(
-        self, prompt: Sequence[int], ignore_eos: bool = False, offered: Collection[str] | None = None
+        self,
+        prompt: Sequence[int],
+        ignore_eos: bool = False,
+        offered: Collection[str] | None = None,
     ) -> OutputParser:
         """What reads the answer to `prompt`; `offered` as OutputParser takes it."""
         return OutputParser(self._tokenizer, prompt, ignore_eos=ignore_eos, offered=offered)
+
+
+def _reason(error: Exception) -> str:
+    """One sentence; pydantic's own text is a list over several lines."""
+    listed = getattr(error, "errors", None)
+    if callable(listed):
+        first = listed()[0]
+        place = ".".join(map(str, first["loc"]))
+        return one_line(ValueError(f"{place}: {first['msg']}"))
+    return one_line(error)
 
 
 class _ImageTokens:

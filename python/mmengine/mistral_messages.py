@@ -3,7 +3,8 @@
 Accepted besides the OpenAI shape: developer for system, thoughts as `reasoning`,
 `reasoning_content` or thinking parts (text or list of text parts), `prefix`, tool arguments as
 objects, any non-empty tool call id, decoded images, a system message after an answer or a tool's
-result (taken as the user's: the template has no place for it). Everything else is a RequestError
+result (taken as the user's: the template has no place for it), an assistant message whose content
+is "" and that calls nothing (left out: the answer was empty). Everything else is a RequestError
 that names messages[i] or tools[j].
 """
 
@@ -17,9 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmengine.messages import quoted
-from mmengine.mistral_order import NEXT, Fields, bad_request, check_order
+from mmengine.messages import one_line, quoted
+from mmengine.mistral_order import NEXT, Fields, bad_request, check_order, says
 from mmengine.outputs import TOOL_NAME
+from mmengine.strict_json import MAX_DEPTH, depth_of, value_depth
 from mmengine.tokenizer import MAX_TEXT_BYTES
 
 _OLD_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
@@ -39,6 +41,8 @@ _PARTS = {
     "thinking": {"type", "thinking", "closed", "cache_control"},
     "image": {"type", "image", "detail", "cache_control"},
 }
+_TOOL_FIELDS = {"type", "function"}
+_FUNCTION_FIELDS = {"name", "description", "parameters", "strict"}
 _CALL_FIELDS = {"id", "type", "function", "index"}
 
 
@@ -73,19 +77,9 @@ def normalize_messages(
             "messages", f"{quoted(messages)}, expected a list of at least one message"
         )
     made = [_message(message, f"messages[{i}]", abilities) for i, message in enumerate(messages)]
-    _move_late_systems(made)
     check_order(made, continue_final)
-    return made
-
-
-def _move_late_systems(messages: list[Fields]) -> None:
-    """System messages between an answer, or a tool's result, and the user's words become his."""
-    late = False
-    for message in messages:
-        if late and message["role"] == "system":
-            message["role"] = "user"
-        else:
-            late = message["role"] in ("assistant", "tool")
+    # An answer that is only the ending token: the template has no turn without a word.
+    return [message for message in made if message["role"] != "assistant" or says(message)]
 
 
 def normalize_tools(tools: Any) -> list[Fields] | None:
@@ -103,7 +97,9 @@ def _tool(tool: Any, where: str) -> Fields:
         raise bad_request(
             where, f'{quoted(tool)}, expected {{"type": "function", "function": ...}}'
         )
+    _known(tool, _TOOL_FIELDS, where)
     where = f"{where}.function"
+    _known(function, _FUNCTION_FIELDS, where)
     description = function.get("description")
     parameters = function.get("parameters")
     if parameters is None:
@@ -228,15 +224,8 @@ def _call(call: Any, where: str, abilities: Abilities) -> Fields:
     if isinstance(arguments, Mapping):
         arguments = _dumped(arguments, inside)
     elif arguments is not None:
-        _checked(arguments, inside)
-        try:
-            json.loads(arguments)
-        except json.JSONDecodeError:
-            pass  # rendered as a JSON string
-        except (ValueError, RecursionError) as error:
-            raise bad_request(
-                inside, f"{quoted(str(error))}, expected JSON of usual size"
-            ) from error
+        _check_depth(depth_of(_checked(arguments, inside)), inside)
+        _check_escapes(arguments, inside)
     return {
         "id": _call_id(fields.get("id"), f"{where}.id", abilities),
         "function": {
@@ -274,11 +263,43 @@ def _name(name: Any, where: str) -> str:
 
 
 def _dumped(value: Mapping[str, Any], where: str) -> str:
+    _check_depth(value_depth(value), where)
+    _check_keys(value, where)
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise bad_request(where, f"{quoted(str(error))}, expected what JSON can say") from error
+    except (TypeError, ValueError) as error:
+        raise bad_request(where, f"{one_line(error)}, expected what JSON can say") from error
     return _checked(text, where)
+
+
+def _check_depth(depth: int, where: str) -> None:
+    if depth > MAX_DEPTH:
+        raise bad_request(
+            where, f"nested too deep, expected at most {MAX_DEPTH} levels", code="depth"
+        )
+
+
+def _check_keys(value: Any, where: str) -> None:
+    """Keys are texts; json.dumps would make texts of numbers and null. Depth is bounded."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise bad_request(where, f"key {quoted(key)}, expected text")
+            _check_keys(inner, where)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _check_keys(inner, where)
+
+
+def _check_escapes(text: str, where: str) -> None:
+    """Text that is no JSON is rendered as a JSON string, so it passes."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return
+    except ValueError as error:
+        raise bad_request(where, f"{one_line(error)}, expected JSON of usual size") from error
+    _checked(json.dumps(value, ensure_ascii=False), where)
 
 
 def _checked(text: Any, where: str) -> str:

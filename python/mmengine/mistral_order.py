@@ -16,17 +16,19 @@ Fields = dict[str, Any]
 NEXT = {
     "system": ("system", "user", "assistant"),
     "user": ("user", "assistant", "system"),
-    "assistant": ("assistant", "user", "tool"),
-    "tool": ("tool", "assistant", "user"),
+    "assistant": ("assistant", "user", "tool", "system"),
+    "tool": ("tool", "assistant", "user", "system"),
 }
 
 
 def check_order(made: list[Fields], continue_final: bool) -> None:
     """Checks roles, tool results and the last message, and marks that one if it is left open.
 
-    made: at least one message, normalized. Raises RequestError naming messages[i].
+    made: at least one message, normalized; a system message after an answer or a tool's result
+    becomes the user's. Raises RequestError naming messages[i].
     """
     _check_roles(made)
+    _move_late_systems(made)
     _check_calls(made)
     _check_empty(made)
     for i, message in enumerate(made[:-1]):
@@ -62,6 +64,16 @@ def _check_roles(messages: list[Fields]) -> None:
             )
 
 
+def _move_late_systems(messages: list[Fields]) -> None:
+    """System messages between an answer, or a tool's result, and the user's words become his."""
+    late = False
+    for message in messages:
+        if late and message["role"] == "system":
+            message["role"] = "user"
+        else:
+            late = message["role"] in ("assistant", "tool")
+
+
 def _check_calls(messages: list[Fields]) -> None:
     """Results answer the calls of the last assistant message, once each, before the next one."""
     waiting: list[str] = []
@@ -95,20 +107,28 @@ def _check_calls(messages: list[Fields]) -> None:
 
 
 def _check_empty(messages: list[Fields]) -> None:
-    """Assistant messages in a row are one turn, which says or calls something."""
+    """Assistant messages in a row are one turn, which has content, be it "", or calls.
+
+    A turn that is left open has more than "".
+    """
     first: int | None = None
     for i, message in enumerate([*messages, {"role": None}]):
         if message["role"] == "assistant":
             first = i if first is None else first
         elif first is not None:
-            if not any(_says(turn) for turn in messages[first:i]):
+            turns = messages[first:i]
+            open_end = i == len(messages)
+            if not any(
+                says(turn) or (turn.get("content") is not None and not open_end) for turn in turns
+            ):
                 raise bad_request(
                     f"messages[{first}]", "empty, expected content or tool calls", "content"
                 )
             first = None
 
 
-def _says(message: Fields) -> bool:
+def says(message: Fields) -> bool:
+    """Whether an assistant message has a word of content, a thought or a call."""
     content = message.get("content")
     if isinstance(content, list):
         content = [part for part in content if part.get("text") != ""]

@@ -139,6 +139,13 @@ def test_a_reply_goes_on_as_a_message(scripted: Scripted) -> None:
     )
 
 
+def test_a_conversation_goes_on_after_an_empty_answer(scripted: Scripted) -> None:
+    reply = scripted.says("</s>").chat(HELLO)
+    assert reply.to_dict() == {"role": "assistant", "content": ""}
+    scripted.says("x</s>").chat([*HELLO, reply.to_dict(), {"role": "user", "content": "And?"}])
+    assert scripted.prompt.endswith("[INST]Hello\n\nAnd?[/INST]")
+
+
 def test_messages_without_thought_or_content(scripted: Scripted) -> None:
     assert scripted.says("Hi</s>").chat(HELLO).to_dict() == {"role": "assistant", "content": "Hi"}
     calling = scripted.says("[TOOL_CALLS]f[ARGS]{}</s>").chat(HELLO).to_dict()

@@ -150,6 +150,8 @@ def test_control_strings_stay_text(control: str, times: int) -> None:
 CALLS = said(tool_calls=[call("a"), call("b")])
 LOOP: list[Any] = []
 LOOP.append(LOOP)
+TWICE: list[Any] = []
+TWICE += [TWICE, TWICE]
 DEEP = json.loads("[" * 500 + "]" * 500)
 
 BAD: dict[str, tuple[Any, str]] = {
@@ -196,6 +198,10 @@ BAD: dict[str, tuple[Any, str]] = {
         [user(), said(tool_calls=[call(arguments=[1])]), user()],
         "messages[1].tool_calls[0].function.arguments",
     ),
+    "arguments in a double circle": (
+        [user(), said(tool_calls=[call(arguments={"a": TWICE})]), user()],
+        "messages[1].tool_calls[0].function.arguments",
+    ),
     "arguments in a circle": (
         [user(), said(tool_calls=[call(arguments={"a": LOOP})]), user()],
         "messages[1].tool_calls[0].function.arguments",
@@ -213,7 +219,20 @@ BAD: dict[str, tuple[Any, str]] = {
         [user(), said(tool_calls=[call() | {"x": 1}]), user()],
         "messages[1].tool_calls[0]",
     ),
-    "empty assistant": ([user(), said(""), said([text("")]), user()], "messages[1].content"),
+    "nothing said": ([user(), said(), said([]) | {"content": None}, user()], "messages[1].content"),
+    "empty assistant left open": ([user(), said("", prefix=True)], "messages[1].content"),
+    "lone surrogate escaped": (
+        [user(), said(tool_calls=[call(arguments='{"a": "\\ud800"}')]), user()],
+        "messages[1].tool_calls[0].function.arguments",
+    ),
+    "arguments nested deeper than 64": (
+        [user(), said(tool_calls=[call(arguments='{"a":' * 65 + "1" + "}" * 65)]), user()],
+        "messages[1].tool_calls[0].function.arguments",
+    ),
+    "key a number": (
+        [user(), said(tool_calls=[call(arguments={"a": [{1: 2}]})]), user()],
+        "messages[1].tool_calls[0].function.arguments",
+    ),
     "content missing": ([{"role": "user"}], "messages[0].content"),
     "content a number": ([user(5)], "messages[0].content"),
     "part unknown": ([user([{"type": "video"}])], "messages[0].content[0]"),
@@ -274,14 +293,51 @@ def tool(**fields: Any) -> dict[str, Any]:
         ([tool(parameters={"a": float("nan")})], "tools[0].function.parameters"),
         ([tool(parameters={"a": LOOP})], "tools[0].function.parameters"),
         ([tool(parameters={"title": "\ud800"})], "tools[0].function.parameters"),
-        ([tool(parameters={"type": "nothing"})], "tools"),
-        ([tool(parameters={"not": {"anyOf": DEEP}})], "tools"),
+        ([tool(parameters={"type": "nothing"})], "tools[0]"),
+        ([tool(), tool(name="g", parameters={"type": "nothing"})], "tools[1]"),
+        ([tool(), tool(parameters={"not": {"anyOf": DEEP}})], "tools[1].function.parameters"),
+        ([tool(parameters={1: 2})], "tools[0].function.parameters"),
+        ([tool(parameters={"properties": {"a": {None: 2}}})], "tools[0].function.parameters"),
+        ([tool() | {"cache": True}], "tools[0]"),
+        ([tool(colour="red")], "tools[0].function"),
     ],
 )
 def test_bad_tools(tools: Any, param: str) -> None:
     with pytest.raises(RequestError) as caught:
         small_chat().encode([user()], tools)
     assert caught.value.param == param
+    assert str(caught.value).startswith(f"{param}: ")
+    assert "\n" not in str(caught.value).replace("\\n", "\n")
+
+
+def test_what_mistral_common_says_is_one_sentence() -> None:
+    with pytest.raises(RequestError) as caught:
+        small_chat().encode([user()], [tool(parameters={"type": "nothing"})])
+    assert str(caught.value) == (
+        "tools[0]: not accepted by mistral-common: Invalid tool schema: 'nothing' is not valid "
+        "under any of the given schemas"
+    )
+
+
+def test_schemas_as_deep_as_allowed() -> None:
+    schema: Any = {}
+    for _ in range(62):
+        schema = {"not": schema}
+    assert small_chat().encode([user()], [tool(parameters=schema)])
+
+
+def test_an_empty_answer_is_left_out() -> None:
+    plain = small_chat().encode([user("a"), user("b")])
+    for turn in (said(""), said([text("")]), said([])):
+        assert small_chat().encode([user("a"), turn, user("b")]) == plain
+    called = [user(), said(tool_calls=[call()]), answer()]
+    expected = small_chat().encode([*called, user()])
+    assert small_chat().encode([*called, said(""), user()]) == expected
+
+
+def test_the_callers_role_is_named() -> None:
+    with pytest.raises(RequestError, match="after system"):
+        small_chat().encode([user(), CALLS, system(), answer("a")])
 
 
 def test_tools_of_less() -> None:
