@@ -22,7 +22,7 @@ from mmengine.driver import Deltas, Driver, Handle
 from mmengine.efforts import EffortPolicy
 from mmengine.errors import ModelFormatError, UsageError
 from mmengine.messages import quoted
-from mmengine.options import choice, count, integer, refuse, text
+from mmengine.options import boolean, choice, count, integer, refuse, text
 from mmengine.outputs import ChatReply, Completion, Delta, EngineStats, MemoryPlan
 from mmengine.progress import bar, stepwise
 from mmengine.prompts import Message, Prompt, is_one_prompt, token_ids
@@ -112,7 +112,7 @@ class Engine:
         refuse("draft", draft, None)
         refuse("num_draft_tokens", num_draft_tokens, None)
         refuse("tensor_parallel", tensor_parallel, 1)
-        if deterministic not in (None, True):
+        if deterministic is not None and not boolean("deterministic", deterministic):
             raise UsageError("deterministic: the cpu backend is always deterministic")
         options = _core.EngineOptions()
         options.device = text("device", device)
@@ -124,8 +124,11 @@ class Engine:
         options.kv_blocks = count("kv_blocks", kv_blocks)
         options.threads = count("threads", threads)
         options.seed = None if seed is None else integer("seed", seed, 0, 2**64 - 1)
-        options.prefix_cache = bool(prefix_cache)
-        options.allow_nonfinite = bool(allow_nonfinite)
+        options.prefix_cache = boolean("prefix_cache", prefix_cache)
+        options.allow_nonfinite = boolean("allow_nonfinite", allow_nonfinite)
+        boolean("text_only", text_only)
+        if progress is not None:
+            boolean("progress", progress)
 
         if not isinstance(model, str | os.PathLike) or not isinstance(os.fspath(model), str):
             raise UsageError(

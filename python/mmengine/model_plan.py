@@ -12,7 +12,7 @@ from typing import Any
 
 from mmengine.errors import UsageError
 from mmengine.messages import quoted
-from mmengine.options import choice, integer, text
+from mmengine.options import boolean, choice, integer, text
 from mmengine.plan_memory import Wish, kv_bytes_per_token, wanted_context
 from mmengine.planner import Planner
 from mmengine.sizes import parse_bytes
@@ -150,7 +150,7 @@ def _checked_wish(
         device=kind,
         weight_dtype=weight_dtype,
         kv_dtype=kv_dtype,
-        text_only=bool(text_only),
+        text_only=boolean("text_only", text_only),
         devices=number,
         memory=memory,
         max_context=_optional("max_context", max_context),

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 def refuse(option: str, value: object, only: object) -> None:
     """Takes nothing but `only`."""
-    if value != only:
+    if isinstance(value, bool) or value != only:
         raise UsageError(
             f"{option}: not supported by this version, expected {only}, got {quoted(value)}",
             where=option,
@@ -25,6 +25,13 @@ def text(option: str, value: object) -> str:
     """A string."""
     if not isinstance(value, str):
         raise UsageError(f"{option}: expected a text, got {quoted(value)}", where=option)
+    return value
+
+
+def boolean(option: str, value: object) -> bool:
+    """True or False, and nothing that merely counts as one of them."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{option}: expected True or False, got {quoted(value)}", where=option)
     return value
 
 

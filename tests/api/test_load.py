@@ -131,7 +131,10 @@ BAD_OPTIONS: list[dict[str, Any]] = [
     {"device": "tpu"}, {"device": ""}, {"weight_dtype": "f8"}, {"kv_dtype": "int3"},
     {"threads": 0}, {"threads": -1}, {"max_batch": 0}, {"max_batch": -5}, {"max_context": 0},
     {"max_context": -1}, {"max_context": 10**12}, {"prefill_chunk": 0}, {"prefill_chunk": -1},
-    {"tensor_parallel": 0}, {"kv_blocks": 0}, {"kv_blocks": -1}, {"seed": -1}, {"threads": "2"},
+    {"prefix_cache": "off"}, {"prefix_cache": None}, {"prefix_cache": 1}, {"text_only": "x"},
+    {"allow_nonfinite": "x"}, {"allow_nonfinite": 0}, {"deterministic": 1}, {"progress": "no"},
+    {"tensor_parallel": True}, {"tensor_parallel": 0}, {"kv_blocks": 0}, {"kv_blocks": -1},
+    {"seed": -1}, {"threads": "2"},
 ]  # fmt: skip
 
 

@@ -262,6 +262,7 @@ def test_weights_change_nothing(tmp_path):
         ({"device": "cpu", "devices": 2}, "devices: expected 1 on device cpu, got 2"),
         ({"device": "cpu", "weight_dtype": "int4"}, "weight_dtype: expected one of auto, f32"),
         ({"device": "cuda", "kv_dtype": "f32"}, "kv_dtype: expected one of auto, bf16, fp8"),
+        ({"text_only": "x"}, 'text_only: expected True or False, got "x"'),
         ({"max_batch": 0}, "max_batch: expected an integer from 1"),
         ({"device_memory": -1}, "device_memory: expected an amount of memory"),
     ],
