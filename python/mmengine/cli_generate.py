@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace, open_engine: OpenEngine, output: Output) -> No
     if args.logprobs is not None and not args.json:
         raise UsageError("--logprobs: is printed with --json only; add --json")
     params = sampling_params(args, args.seed)
-    prompts = _read_prompts(args)
+    prompts, places = _read_prompts(args)
     with open_engine(args) as engine:
         if args.reasoning_effort is not None:
             check_effort(engine, args.reasoning_effort, "--reasoning-effort")
@@ -42,7 +43,10 @@ def run(args: argparse.Namespace, open_engine: OpenEngine, output: Output) -> No
         if args.prompts is None:
             _stream(engine, ready[0], params, args, output)
         else:
-            _batch(engine, ready, params, args, output)
+            try:
+                _batch(engine, ready, params, args, output)
+            except RequestError as error:
+                raise _at_line(error, places) from error
 
 
 def _stream(
@@ -119,13 +123,24 @@ def _batch(
         )
 
 
-def _read_prompts(args: argparse.Namespace) -> list[Prompt]:
+def _at_line(error: RequestError, places: list[str]) -> RequestError:
+    """The same error, naming the line instead of prompts[i]."""
+    where = error.where or ""
+    index = re.fullmatch(r"prompts\[(\d+)\]", where)
+    if index is None:
+        return error
+    place, text = places[int(index[1])], str(error).removeprefix(f"{where}: ")
+    return RequestError(f"{place}: {text}", where=place, param=error.param, code=error.code)
+
+
+def _read_prompts(args: argparse.Namespace) -> tuple[list[Prompt], list[str]]:
+    """The prompts, and where each of them stands."""
     if args.prompts is not None:
         text = read_text(args.prompts, "--prompts")
-        prompts = _parse_prompts(text, args.prompts)
+        prompts, places = _parse_prompts(text, args.prompts)
         if not prompts:
             raise RequestError(f"--prompts: {quoted(args.prompts)} is empty", param="prompt")
-        return prompts
+        return prompts, places
     if args.prompt is not None:
         prompt = checked_text(args.prompt, "-p")
         where = "-p"
@@ -138,15 +153,17 @@ def _read_prompts(args: argparse.Namespace) -> list[Prompt]:
         raise UsageError("no prompt; give -p TEXT, -f FILE, --prompts FILE or - for stdin")
     if not prompt:
         raise RequestError(f"{where}: the prompt is empty", param="prompt")
-    return [prompt]
+    return [prompt], [where]
 
 
-def _parse_prompts(text: str, name: str) -> list[Prompt]:
+def _parse_prompts(text: str, name: str) -> tuple[list[Prompt], list[str]]:
     lines = [(number, line.strip("\r")) for number, line in enumerate(text.split("\n"), start=1)]
     lines = [(number, line) for number, line in lines if line.strip()]
+    places = [f"--prompts: {quoted(name)} line {number}" for number, _ in lines]
+    texts = [line for _, line in lines]
     if not name.endswith(".jsonl"):
-        return [line for _, line in lines]
-    return [_parse_json_prompt(line, f"--prompts: {quoted(name)} line {n}") for n, line in lines]
+        return list(texts), places
+    return list(map(_parse_json_prompt, texts, places)), places
 
 
 def _parse_json_prompt(line: str, where: str) -> Prompt:

@@ -20,12 +20,12 @@ from mmengine import _core, cache
 from mmengine.answer import AnswerStream
 from mmengine.driver import Deltas, Driver, Handle
 from mmengine.efforts import EffortPolicy
-from mmengine.errors import ModelFormatError, UsageError
+from mmengine.errors import ModelFormatError, RequestError, UsageError
 from mmengine.messages import quoted
 from mmengine.options import boolean, choice, count, integer, refuse, text
 from mmengine.outputs import ChatReply, Completion, Delta, EngineStats, MemoryPlan
 from mmengine.progress import bar, stepwise
-from mmengine.prompts import Message, Prompt, is_one_prompt, token_ids
+from mmengine.prompts import Message, Prompt, in_batch, is_one_prompt, token_ids
 from mmengine.request import (
     ChatArguments,
     ChatOptions,
@@ -190,12 +190,13 @@ class Engine:
         """The answer to one prompt, or the answers to a list of prompts, in its order.
 
         With n > 1 in `params` a Completion is the first answer and has the rest in `others`.
-        options: those of chat(), where the prompts are chat messages.
+        options: those of chat(), where the prompts are chat messages. Raises RequestError naming
+        the field; of a list of prompts prompts[i], before any is answered.
         """
         chat = ChatOptions(**options)
         if is_one_prompt(prompts):
             return self._generate([prompts], params, chat)[0]
-        return self._generate(list(prompts), params, chat)
+        return self._generate(list(prompts), params, chat, batch=True)
 
     def chat(
         self,
@@ -289,15 +290,24 @@ class Engine:
         yield from handle.logits()
 
     def _generate(
-        self, prompts: list[Any], params: SamplingParams | None, options: ChatOptions
+        self,
+        prompts: list[Any],
+        params: SamplingParams | None,
+        options: ChatOptions,
+        batch: bool = False,
     ) -> list[Completion]:
         answers: list[tuple[Request, list[Handle]]] = []  # by prompt
         try:
-            for prompt in prompts:
-                made = self._prepare(prompt, params, options)
-                answers.append((made, []))
-                for handle in self._submit(made):
-                    answers[-1][1].append(handle)  # at once: the next may be refused
+            for at, prompt in enumerate(prompts):
+                try:
+                    made = self._prepare(prompt, params, options)
+                    answers.append((made, []))
+                    for handle in self._submit(made):
+                        answers[-1][1].append(handle)  # at once: the next may be refused
+                except RequestError as error:
+                    if batch:
+                        raise in_batch(error, at) from error
+                    raise
             done = [
                 [Completion.of(list(Deltas(handle, self)), made.ids) for handle in handles]
                 for made, handles in answers

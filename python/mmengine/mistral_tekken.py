@@ -1,8 +1,8 @@
 """The content of a tekken.json, checked before anything is made of it.
 
 Ranks and words come first, because a gap explains a wrong size; sizes are bounded before anything
-is made of them; then every control token. Versions and the splitting pattern are compared with those
-of the published files.
+is made of them; then every control token. Versions and the splitting pattern are compared with
+those of the published files.
 """
 
 from __future__ import annotations

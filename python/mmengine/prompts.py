@@ -7,6 +7,7 @@ prompts is a batch.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,16 @@ Prompt = str | Sequence[int] | Sequence[Message]
 def bad_prompt(what: str, code: str | None = None) -> RequestError:
     """An error that names the prompt."""
     return RequestError(f"prompt: {what}", where="prompt", param="prompt", code=code)
+
+
+def in_batch(error: RequestError, at: int) -> RequestError:
+    """The same error, naming the prompt of a batch where it is about one."""
+    if error.param is not None and not re.match(r"(prompt|messages)\b", error.param):
+        return error
+    place = f"prompts[{at}]"
+    param = place if error.param in (None, "prompt") else f"{place}.{error.param}"
+    text = str(error).removeprefix("prompt: ")
+    return RequestError(f"{place}: {text}", where=place, param=param, code=error.code)
 
 
 def is_one_prompt(prompts: Any) -> bool:

@@ -267,6 +267,26 @@ def test_a_batch_of_conversations(scripted: Scripted) -> None:
     assert [(one.text, one.reasoning, one.tool_calls) for one in done] == [("b", "a", [])] * 2
 
 
+def test_an_error_in_a_batch_names_the_prompt(scripted: Scripted) -> None:
+    bad = [{"role": "bot", "content": "x"}]
+    for prompts, param, start in (
+        ([[1, 2], [1, 99999]], "prompts[1]", "prompts[1]: token 1 is 99999"),
+        (
+            [HELLO, "x", bad],
+            "prompts[2].messages[0].role",
+            'prompts[2]: messages[0]: role is "bot"',
+        ),
+    ):
+        with pytest.raises(errors.RequestError) as caught:
+            scripted.says("x</s>").generate(prompts)
+        assert (caught.value.param, caught.value.where) == (param, param.split(".")[0])
+        assert str(caught.value).startswith(start)
+    with pytest.raises(errors.RequestError, match=r"^prompt: token 1 is 99999"):
+        scripted.engine.generate([1, 99999])
+    with pytest.raises(errors.RequestError, match=r"^reasoning_effort"):
+        scripted.engine.generate([HELLO], reasoning_effort="low")
+
+
 def test_text_prompts_are_not_parsed(scripted: Scripted) -> None:
     done = scripted.says("[THINK]a[/THINK]b[TOOL_CALLS]f</s>").generate("Hello")
     assert (done.text, done.reasoning, done.tool_calls) == ("abf", "", [])

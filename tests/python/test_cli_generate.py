@@ -107,3 +107,21 @@ def test_tokens_of_a_real_engine(run, tmp_path):
     assert result["usage"]["reasoning_tokens"] == len(small().encode("two\n")) + 2
     assert result["token_ids"] == small().encode(answer, allow_special=True)
     assert run(*argv, "--stop", "r i", factory=factory)[1] == "Fou\n"
+
+
+def test_an_error_in_a_batch_names_the_line(run, tmp_path):
+    folder = make_mistral(tmp_path / "model")
+    path = tmp_path / "p.jsonl"
+
+    def engine(model, **options):
+        return scripted_engine(folder, lambda _: [], **options)[0]
+
+    for bad, what in (
+        ("[1, 99999]", "token 1 is 99999"),
+        ('{"messages": [{"role": "bot", "content": "x"}]}', 'messages[0]: role is "bot"'),
+    ):
+        path.write_text(f"[1, 2]\n\n{bad}\n")
+        code, out, err = run("generate", "-m", "x", "--prompts", str(path), factory=engine)
+        assert (code, out) == (64, "")
+        assert f'p.jsonl" line 3: {what}' in one_sentence(err)
+        assert "prompts[" not in err
