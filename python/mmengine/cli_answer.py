@@ -54,7 +54,8 @@ class Answer:
         thoughts = Thoughts()
         try:
             for delta in stream:
-                self.ended_at = time.monotonic()
+                # A reader that starts late finds tokens waiting: theirs are the times that count.
+                self.ended_at = time.monotonic() if delta.made_at is None else delta.made_at
                 if self.first_at is None and delta.token_ids:
                     self.first_at = self.ended_at
                 self.text += delta.text

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
@@ -130,7 +131,7 @@ class Handle:
         logprobs = [TokenLogprob(*pairs[0], top=pairs[1:])] if pairs else None
         delta = Delta(
             piece.text, token_ids, logprobs, finish, usage, piece.reasoning, piece.tool_calls,
-            prompt_logprobs,
+            prompt_logprobs, time.monotonic(),
         )  # fmt: skip
         self._put(delta)
         return finish is not None

@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("mmengine")
 
-_WEIGHT_DTYPES = {
+WEIGHT_DTYPES = {
     "auto": _core.WeightDtype.automatic,
     "f32": _core.WeightDtype.f32,
     "bf16": _core.WeightDtype.bf16,
     "fp8": _core.WeightDtype.fp8,
 }
-_KV_DTYPES = {
+KV_DTYPES = {
     "auto": _core.KvDtype.automatic,
     "f32": _core.KvDtype.f32,
     "bf16": _core.KvDtype.bf16,
@@ -116,8 +116,8 @@ class Engine:
             raise UsageError("deterministic: the cpu backend is always deterministic")
         options = _core.EngineOptions()
         options.device = text("device", device)
-        options.weight_dtype = choice("weight_dtype", weight_dtype, _WEIGHT_DTYPES)
-        options.kv_dtype = choice("kv_dtype", kv_dtype, _KV_DTYPES)
+        options.weight_dtype = choice("weight_dtype", weight_dtype, WEIGHT_DTYPES)
+        options.kv_dtype = choice("kv_dtype", kv_dtype, KV_DTYPES)
         options.max_context = count("max_context", max_context)
         options.max_batch = count("max_batch", max_batch)
         options.prefill_chunk = count("prefill_chunk", prefill_chunk)
@@ -436,40 +436,6 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         "bytes": info.weights_bytes,
         "warnings": info.warnings,
     }
-
-
-def census(
-    path: str, weight_dtype: str = "auto", text_only: bool = False, draft: bool = False
-) -> dict[str, Any]:
-    """Tensors, parameters and bytes by component, from the config of a directory alone.
-
-    resident_bytes and whole_bytes of a component are those on a GPU under `weight_dtype` ("auto",
-    "bf16", "fp8", "int4"); draft: the directory is an EAGLE head. See mmengine/forecast.h.
-    """
-    return _core.census(path, weight_dtype, text_only, draft)
-
-
-def forecast_cpu(
-    path: str,
-    *,
-    weight_dtype: str = "auto",
-    kv_dtype: str = "auto",
-    max_context: int | None = None,
-    max_batch: int | None = None,
-    prefill_chunk: int | None = None,
-    threads: int | None = None,
-    memory_bytes: int | None = None,
-) -> dict[str, Any]:
-    """Memory of an Engine(path, device="cpu") that is not loaded; see mmengine/forecast.h."""
-    options = _core.EngineOptions()
-    options.weight_dtype = choice("weight_dtype", weight_dtype, _WEIGHT_DTYPES)
-    options.kv_dtype = choice("kv_dtype", kv_dtype, _KV_DTYPES)
-    options.max_context = count("max_context", max_context)
-    options.max_batch = count("max_batch", max_batch)
-    options.prefill_chunk = count("prefill_chunk", prefill_chunk)
-    options.threads = count("threads", threads)
-    options.memory_bytes = memory_bytes or 0
-    return _core.forecast_cpu(path, options)
 
 
 def _load(path: Path, options: _core.EngineOptions, progress: bool | None) -> _core.Engine:

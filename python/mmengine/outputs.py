@@ -111,7 +111,8 @@ class Delta:
     The texts of all deltas joined are the answer. A step may add tokens but no text: the first
     bytes of a character, or the beginning of a stop text. The answer to chat messages has its
     thought in `reasoning` and its calls in `tool_calls`, apart from the text. prompt_logprobs are
-    on the first one only.
+    on the first one only. made_at: when the step ended, in seconds of time.monotonic(), however
+    late the delta is read.
     """
 
     text: str
@@ -122,6 +123,7 @@ class Delta:
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    made_at: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

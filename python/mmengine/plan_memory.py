@@ -131,7 +131,7 @@ def gpu_workspace_bytes(census: dict[str, Any], wish: Wish) -> int:
 def fit_cpu(path: str, census: dict[str, Any], wish: Wish) -> Fit:
     """What Engine(device="cpu") would take, by the rules of loading: unless told, the KV cache has
     at most a quarter of what the weights leave."""
-    from mmengine.engine import forecast_cpu
+    from mmengine.forecast import forecast_cpu
 
     forecast = forecast_cpu(
         path,

@@ -28,13 +28,13 @@ class Planner:
         self._check()
 
     def _census(self, wish: Wish) -> dict[str, Any]:
-        from mmengine.engine import census
+        from mmengine.forecast import census
 
         dtype = wish.weight_dtype if wish.device == "cuda" else "auto"
         return census(self.path, dtype, wish.text_only)
 
     def _draft(self, wish: Wish) -> dict[str, Any] | None:
-        from mmengine.engine import census
+        from mmengine.forecast import census
 
         if self.draft_path is None:
             return None

@@ -144,7 +144,7 @@ def _headers(copy: _Copy) -> _Answer:
 
 
 def _config(copy: _Copy) -> _Answer:
-    from mmengine.engine import census
+    from mmengine.forecast import census
 
     draft = any(tensor.name.startswith("eagle_linear.") for tensor in copy.tensors)
     config = copy.census = census(str(copy.path), draft=draft)

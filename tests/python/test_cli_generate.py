@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 
 import pytest
 
 from fake_engine import FakeEngine
 from mmengine import cli
+from mmengine.cli_answer import Answer
+from mmengine.outputs import Delta, Usage
+from mmengine.sampling import SamplingParams
 from mmengine.settings import SETTINGS
 from support.scripted import make_mistral, scripted_engine
 from test_mistral_tokenizer import small
@@ -125,3 +129,34 @@ def test_an_error_in_a_batch_names_the_line(run, tmp_path):
         assert (code, out) == (64, "")
         assert f'p.jsonl" line 3: {what}' in one_sentence(err)
         assert "prompts[" not in err
+
+
+class ReadLate:
+    """A stream whose deltas were made 0.25 s apart, and are read at once."""
+
+    def stream(self, prompt, params):
+        now = time.monotonic()
+        for k in range(5):
+            last = {"finish_reason": "stop", "usage": Usage(3, 5)} if k == 4 else {}
+            yield Delta("x", [k], made_at=now + 0.25 * (k + 1), **last)
+
+
+def test_times_are_those_of_the_steps():
+    answer = Answer()
+    answer.run(ReadLate(), "p", SamplingParams(), None)
+    assert answer.decode_tokens_per_s() == pytest.approx(4)
+    assert answer.timings()["total_s"] == pytest.approx(1.25, abs=0.1)
+
+
+def test_an_engine_says_when_its_steps_ended(tmp_path):
+    folder = make_mistral(tmp_path / "model")
+    with scripted_engine(folder, lambda _: [50, 51, 52, 2])[0] as engine:
+        stream = engine.stream([1, 5])
+        deltas = [next(stream)]
+        time.sleep(0.3)
+        read_at = time.monotonic()
+        deltas += stream
+        times = [delta.made_at for delta in deltas]
+        assert len(times) > 3
+        assert times == sorted(times)
+        assert times[-1] < read_at

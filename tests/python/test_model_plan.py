@@ -97,7 +97,7 @@ def test_a_tower_whose_heads_do_not_divide_is_held_whole(tmp_path):
 
 
 def test_workspace_lies_in_the_span_that_was_seen(directory):
-    from mmengine.engine import census
+    from mmengine.forecast import census
 
     counted = census(str(directory))
     for devices in (1, 2, 4, 8):
