@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 _MAX_CHARACTERS = 80
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _MAX_SENTENCE = 160
 
 
@@ -16,7 +19,7 @@ def quoted(value: object) -> str:
         if len(text) > _MAX_CHARACTERS:
             text = text[:_MAX_CHARACTERS] + "..."
         return f'"{text}"'
-    text = ascii(value)
+    text = _ADDRESS.sub("", ascii(value))
     return text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + "..."
 
 

@@ -79,9 +79,11 @@ class MistralChat:
         Raises RequestError naming messages[i], tools[j] or reasoning_effort.
         """
         effort = self.effort(reasoning_effort, effort_policy)
+        asked = normalize_messages(messages, self._abilities, continue_final)
+        offered = normalize_tools(tools)
         values = {
-            "messages": normalize_messages(messages, self._abilities, continue_final),
-            "tools": normalize_tools(tools),
+            "messages": asked,
+            "tools": offered,
             "reasoning_effort": effort,
         }
         try:
@@ -89,7 +91,7 @@ class MistralChat:
         except MemoryError:
             raise
         except Exception as error:  # of any class; what it finds wrong is in the request
-            self._find_bad_tool(values["tools"])
+            self._find_bad_tool(offered)
             raise RequestError(
                 f"messages: not accepted by mistral-common: {_reason(error)}", param="messages"
             ) from error

@@ -335,6 +335,14 @@ def test_an_empty_answer_is_left_out() -> None:
     assert small_chat().encode([*called, said(""), user()]) == expected
 
 
+def test_messages_of_errors_hold_no_addresses() -> None:
+    for messages in ((message for message in [user()]), [user(object())]):
+        with pytest.raises(RequestError) as caught:
+            small_chat().encode(messages)  # type: ignore[arg-type]
+        assert "object" in str(caught.value)
+        assert " 0x" not in str(caught.value)
+
+
 def test_the_callers_role_is_named() -> None:
     with pytest.raises(RequestError, match="after system"):
         small_chat().encode([user(), CALLS, system(), answer("a")])
