@@ -34,7 +34,8 @@ def inspect_model(path: Path) -> dict[str, Any]:
     """mmengine.inspect(path) with "path", "parameters", "dtypes" and "tokenizer" beside it.
 
     parameters: number of elements of all tensors but scales; dtypes: these by dtype; tokenizer: the
-    name of its file, or None; tokenizer_version: what that says of itself ("v15"), or None. Raises the Errors of reading a checkpoint.
+    name of its file, or None; tokenizer_version: what that says of itself ("v15"), or None. Raises
+    the Errors of reading a checkpoint.
     """
     import mmengine
 

@@ -10,7 +10,6 @@ import pytest
 
 from mmengine import errors
 from support.small_checkpoints import (
-    LAYERS,
     array,
     check_tensors,
     names,
