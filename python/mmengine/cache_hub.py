@@ -19,9 +19,13 @@ from mmengine.errors import ModelNotFoundError, OutputError
 from mmengine.messages import quoted
 from mmengine.progress import bar, watch_folder
 
-_MISTRAL_FILES = ["consolidated*.safetensors", "*.json"]
-_HF_FILES = ["model*.safetensors", "*.json"]
-_ALL_FILES = ["*.safetensors", "*.json"]
+_SMALL_FILES = [
+    *("*.json", "chat_template.jinja"),
+    *("tokenizer.model*", "mistral_instruct_tokenizer_*.model*"),
+]
+_MISTRAL_FILES = ["consolidated*.safetensors", *_SMALL_FILES]
+_HF_FILES = ["model*.safetensors", *_SMALL_FILES]
+_ALL_FILES = ["*.safetensors", *_SMALL_FILES]
 _CONFIG_FILES = ["params.json", "config.json", "generation_config.json"]
 
 

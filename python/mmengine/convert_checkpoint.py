@@ -128,8 +128,15 @@ def open_checkpoint(directory: Path) -> Source:
             tensors[name] = SourceTensor(shape, label, _dequantised(fp8), step, fp8)
         else:
             tensors[name] = SourceTensor(shape, label, _as_float32(read), step)
+    from mmengine.vocabulary import tokenizer_file
+
     _check_tokenizer(directory, params)
-    texts = {name: read_bytes(directory / name) for name in _TEXTS if (directory / name).is_file()}
+    own = tokenizer_file(directory)
+    names = [name for name in _TEXTS if (directory / name).is_file()]
+    texts = {
+        name: read_bytes(directory / name)
+        for name in dict.fromkeys([*names, *([] if own is None else [own])])
+    }
     return Source(directory.name, [source, *files], params, tensors, texts)
 
 
@@ -246,13 +253,12 @@ def _params(config: dict[str, Any], quantization: str) -> dict[str, Any]:
 
 def _check_tokenizer(directory: Path, params: dict[str, Any]) -> None:
     """Refuses what the engine made of this could not be opened with."""
-    from mmengine.tokenizer import Tokenizer
     from mmengine.vocabulary import load_tokenizer
 
     tokenizer = load_tokenizer(directory)
     if tokenizer is None:
         return
-    name = "tokenizer.json" if isinstance(tokenizer, Tokenizer) else "tekken.json"
+    name = tokenizer.file
     file = str(directory / name)
     if tokenizer.vocab_size > params["vocab_size"]:
         raise ModelFormatError(

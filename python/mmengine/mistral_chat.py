@@ -17,6 +17,7 @@ from mmengine.errors import RequestError
 from mmengine.messages import one_line
 from mmengine.mistral_messages import Abilities, normalize_messages, normalize_tools
 from mmengine.mistral_order import Fields
+from mmengine.mistral_sentence_piece import MistralSentencePiece
 from mmengine.mistral_tokenizer import MistralTokenizer, library
 from mmengine.output_parser import OutputParser
 
@@ -24,18 +25,18 @@ Message = Mapping[str, Any]
 
 
 class MistralChat:
-    """The chat format of one tekken vocabulary. Immutable after construction; any thread.
+    """The chat format of one vocabulary of Mistral's. Immutable after construction; any thread.
 
     stop_ids: ids that end an answer; efforts: the values of reasoning_effort that the model knows.
     """
 
-    def __init__(self, tokenizer: MistralTokenizer) -> None:
+    def __init__(self, tokenizer: MistralTokenizer | MistralSentencePiece) -> None:
         """Raises UnsupportedModelError where mistral-common is not installed."""
         instruct = library("protocol.instruct.validator")
         normalize = library("protocol.instruct.normalize")
         classes = library("tokens.tokenizers.instruct")
-        tekken = tokenizer.tekken
-        builder = tekken.model_settings_builder
+        common = tokenizer.common
+        builder = common.model_settings_builder
         effort = None if builder is None else builder.reasoning_effort
         think = {tokenizer.token_id("[THINK]"), tokenizer.token_id("[/THINK]")}
         thoughts = tokenizer.version >= 13 and think <= tokenizer.special_ids
@@ -51,16 +52,16 @@ class MistralChat:
         self._abilities = Abilities(
             version=tokenizer.version,
             thoughts=thoughts,
-            images=tekken.image is not None,
+            images=tokenizer.image is not None,
         )
-        encoder = None if tekken.image is None else _ImageTokens(tokenizer)
+        encoder = None if tokenizer.image is None else _ImageTokens(tokenizer)
         self._request = library("protocol.instruct.request").ChatCompletionRequest
         self._encoder = library("tokens.tokenizers.mistral").MistralTokenizer(
             getattr(classes, f"InstructTokenizerV{tokenizer.version}")(
-                tekken, image_encoder=encoder
+                common, image_encoder=encoder
             ),
-            validator=instruct.get_validator(tekken.version, instruct.ValidationMode.test),
-            request_normalizer=normalize.get_normalizer(tekken.version, builder),
+            validator=instruct.get_validator(common.version, instruct.ValidationMode.test),
+            request_normalizer=normalize.get_normalizer(common.version, builder),
         )
 
     def encode(
@@ -80,7 +81,7 @@ class MistralChat:
         """
         effort = self.effort(reasoning_effort, effort_policy)
         asked = normalize_messages(messages, self._abilities, continue_final)
-        offered = normalize_tools(tools)
+        offered = normalize_tools(tools, self._abilities)
         values = {
             "messages": asked,
             "tools": offered,
@@ -124,7 +125,23 @@ class MistralChat:
         offered: Collection[str] | None = None,
     ) -> OutputParser:
         """What reads the answer to `prompt`; `offered` as OutputParser takes it."""
-        return OutputParser(self._tokenizer, prompt, ignore_eos=ignore_eos, offered=offered)
+        return OutputParser(
+            self._tokenizer,
+            prompt,
+            ignore_eos=ignore_eos,
+            offered=offered,
+            continues=self._left_open(prompt),
+        )
+
+    def _left_open(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends in the assistant's words, so that a first space is part of them."""
+        if not prompt or prompt[-1] in self._tokenizer.special_ids:
+            return False
+        if self._tokenizer.version > 1:
+            return True
+        end = b"[/INST]"  # in v1 it is text
+        tail = b"".join(map(self._tokenizer.token_bytes, prompt[-len(end) :]))
+        return not tail.endswith(end)
 
 
 def _reason(error: Exception) -> str:
@@ -143,10 +160,10 @@ class _ImageTokens:
     A row of [IMG] per merged patch row, [IMG_BREAK] after each but the last, [IMG_END] after that.
     """
 
-    def __init__(self, tokenizer: MistralTokenizer) -> None:
+    def __init__(self, tokenizer: MistralTokenizer | MistralSentencePiece) -> None:
         self._tokenizer = tokenizer
         self._encoding = library("tokens.tokenizers.image").ImageEncoding
-        self.image_config = tokenizer.tekken.image
+        self.image_config = tokenizer.image
 
     def __call__(self, chunk: Any) -> Any:
         columns, rows = self._grid(*chunk.image.size)

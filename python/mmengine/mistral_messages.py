@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmengine.messages import one_line, quoted
-from mmengine.mistral_order import NEXT, Fields, bad_request, check_order, says
+from mmengine.mistral_order import NEXT, Fields, bad_request, check_order, check_version, says
 from mmengine.outputs import TOOL_NAME
 from mmengine.strict_json import MAX_DEPTH, depth_of, value_depth
 from mmengine.tokenizer import MAX_TEXT_BYTES
@@ -78,16 +78,35 @@ def normalize_messages(
         )
     made = [_message(message, f"messages[{i}]", abilities) for i, message in enumerate(messages)]
     check_order(made, continue_final)
+    check_version(made, abilities.version)
+    if abilities.version == 2:
+        _name_results(made)
     # An answer that is only the ending token: the template has no turn without a word.
     return [message for message in made if message["role"] != "assistant" or says(message)]
 
 
-def normalize_tools(tools: Any) -> list[Fields] | None:
+def _name_results(messages: list[Fields]) -> None:
+    """v2 renders the name of the function where later formats have the id of the call."""
+    name_of: dict[str, str] = {}
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            name_of[call["id"]] = call["function"]["name"]
+        if message["role"] == "tool":
+            message["name"] = name_of[message["tool_call_id"]]
+
+
+def normalize_tools(tools: Any, abilities: Abilities) -> list[Fields] | None:
     """Tools in mistral-common's shape; None for none. Raises RequestError naming tools[j]."""
     if tools is None:
         return None
     if isinstance(tools, (str, bytes)) or not isinstance(tools, Sequence):
         raise bad_request("tools", f"{quoted(tools)}, expected a list")
+    if tools and abilities.version == 1:
+        raise bad_request(
+            "tools",
+            "given, expected none: this model's chat format has no tool calls",
+            code="unsupported",
+        )
     return [_tool(tool, f"tools[{j}]") for j, tool in enumerate(tools)] or None
 
 

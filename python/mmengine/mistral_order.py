@@ -48,6 +48,35 @@ def check_order(made: list[Fields], continue_final: bool) -> None:
         )
 
 
+def check_version(made: list[Fields], version: int) -> None:
+    """Refuses what the chat formats before v7 have no place for.
+
+    made: as check_order took them. Raises RequestError naming messages[i].
+    """
+    if version >= 7:
+        return
+    results = 0
+    first: int | None = None  # of a turn of the assistant's
+    for i, message in enumerate(made):
+        role, where = message["role"], f"messages[{i}]"
+        if version == 1 and (role == "tool" or message.get("tool_calls")):
+            field = "role" if role == "tool" else "tool_calls"
+            raise bad_request(
+                where, "a tool's, expected none: this model's chat format has no tool calls", field
+            )
+        first = None if role != "assistant" else i if first is None else first
+        turn = [] if first is None else made[first : i + 1]
+        if any(_text(one) for one in turn) and any(one["tool_calls"] for one in turn):
+            raise bad_request(
+                where, f"content and tool calls, expected one of them in v{version}", "content"
+            )
+        results = results + 1 if role == "tool" else 0
+        if version == 2 and results > 1 and all(later["role"] != "user" for later in made[i:]):
+            raise bad_request(
+                where, "a second result, expected one after the last user message in v2", "role"
+            )
+
+
 def _check_roles(messages: list[Fields]) -> None:
     first = messages[0]["role"]
     if first == "tool" or (first == "assistant" and len(messages) == 1):
@@ -129,10 +158,14 @@ def _check_empty(messages: list[Fields]) -> None:
 
 def says(message: Fields) -> bool:
     """Whether an assistant message has a word of content, a thought or a call."""
+    return bool(_text(message) or message["tool_calls"])
+
+
+def _text(message: Fields) -> Any:
     content = message.get("content")
     if isinstance(content, list):
         content = [part for part in content if part.get("text") != ""]
-    return bool(content or message["tool_calls"])
+    return content
 
 
 def bad_request(

@@ -25,7 +25,8 @@ class MistralTokenizer:
     """One tekken vocabulary. Immutable after construction; any thread.
 
     The interface is that of mmengine.tokenizer.Tokenizer; besides, `version` is the number of the
-    tokenizer's version (15 for Mistral Medium 3.5) and `tekken` mistral-common's object.
+    tokenizer's version (15 for Mistral Medium 3.5), `common` mistral-common's object, `image` its
+    image settings, if it has some, and `file` the file's name.
     """
 
     strips_first_space = False
@@ -39,8 +40,9 @@ class MistralTokenizer:
         """
         checked = check_tekken(content, file)
         self.version = checked.version
-        self.tekken: Any = _build(checked, file)
-        self._file = file
+        self.common: Any = _build(checked, file)
+        self.image: Any = self.common.image
+        self.file = file
         self._words = checked.words
         self._specials = [text.encode() for text in checked.specials]
         self._first_word = len(checked.specials)
@@ -81,10 +83,10 @@ class MistralTokenizer:
         """Raises ModelFormatError unless the model's vocabulary, as `file` says, has our size."""
         if type(size) is not int or size != self.vocab_size:
             raise ModelFormatError(
-                f"{self._file}: {self.vocab_size} token ids, expected vocab_size {quoted(size)} "
+                f"{self.file}: {self.vocab_size} token ids, expected vocab_size {quoted(size)} "
                 f"of {file}",
                 code="vocab_size",
-                file=self._file,
+                file=self.file,
             )
 
     def encode(self, text: str, add_bos: bool = False, allow_special: bool = False) -> list[int]:
@@ -135,7 +137,7 @@ class MistralTokenizer:
 
     def _encode(self, text: str) -> list[int]:
         try:
-            ids: list[int] = self.tekken.encode(text, bos=False, eos=False)
+            ids: list[int] = self.common.encode(text, bos=False, eos=False)
         except ValueError as error:  # the splitter's stack, on very long runs of white space
             raise RequestError(
                 f"text: cannot be split into words: {quoted(str(error))}; expected shorter runs "
@@ -146,13 +148,13 @@ class MistralTokenizer:
         return ids
 
 
-def library(name: str) -> Any:
-    """A module of mistral-common; UnsupportedModelError when it is not installed."""
+def library(name: str, file: str = "tekken.json") -> Any:
+    """A module of mistral-common to read `file`; UnsupportedModelError if it is not installed."""
     try:
         return importlib.import_module(f"mistral_common.{name}")
     except ImportError as error:
         raise UnsupportedModelError(
-            "tekken.json: read through the package mistral-common, expected version 1.13 or later, "
+            f"{file}: read through the package mistral-common, expected version 1.13 or later, "
             f"got {quoted(str(error))}; pip install mistral-common",
             code="mistral_common",
         ) from error

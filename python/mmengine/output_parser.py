@@ -29,6 +29,10 @@ class Vocabulary(Protocol):
     """What the parser asks of a tokenizer; MistralTokenizer has it."""
 
     @property
+    def strips_first_space(self) -> bool:
+        """Whether a text's first space is the vocabulary's, not the text's."""
+
+    @property
     def special_ids(self) -> frozenset[int]:
         """Ids of control tokens, which have no text."""
 
@@ -79,14 +83,17 @@ class OutputParser:
         make_id: Callable[[], str] = tool_call_id,
         ignore_eos: bool = False,
         offered: Collection[str] | None = None,
+        continues: bool = False,
     ) -> None:
         """prompt: the ids before the answer; a thought left open in it goes on.
 
         ignore_eos: ending tokens end nothing and have no text. offered: the names of the tools that
-        may be called, by which a call is told to be `offered`; None where nobody knows.
+        may be called, by which a call is told to be `offered`; None where nobody knows. continues:
+        the answer goes on with text in the prompt, so that a first space stays.
         """
         self._vocabulary = vocabulary
         self._ends = () if ignore_eos else vocabulary.eos_ids
+        self._strips = vocabulary.strips_first_space and not continues
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._make_id = make_id
         self._offered = None if offered is None else frozenset(offered)
@@ -166,7 +173,11 @@ class OutputParser:
             if action is not None:
                 action()
         else:
-            self._text(self._utf8.decode(self._vocabulary.token_bytes(index)))
+            data = self._vocabulary.token_bytes(index)
+            if self._strips and data:
+                data = data.removeprefix(b" ")
+                self._strips = False
+            self._text(self._utf8.decode(data))
         if self._state == _REASONING or (before == _REASONING and self._state == _CONTENT):
             self.reasoning_tokens += 1
 

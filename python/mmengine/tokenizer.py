@@ -45,7 +45,7 @@ class Tokenizer:
         Raises ModelFormatError for a corrupt file, UnsupportedModelError for an unknown decoder.
         """
         self._data = data
-        self._file = file
+        self.file = file
         self._plain = _load(data, file)
         self._plain.encode_special_tokens = True
         self._special: Any = None
@@ -112,7 +112,7 @@ class Tokenizer:
         ids: list[int] = encoder.encode(text, add_special_tokens=False).ids
         if not allow_special and not self._forbidden.isdisjoint(ids):
             raise UnsupportedModelError(
-                f"{self._file}: ordinary text becomes control tokens in this vocabulary"
+                f"{self.file}: ordinary text becomes control tokens in this vocabulary"
             )
         return [self.bos_id, *ids] if add_bos and self.bos_id is not None else ids
 
@@ -144,7 +144,7 @@ class Tokenizer:
     def _special_encoder(self) -> Any:
         with self._special_lock:
             if self._special is None:
-                self._special = _load(self._data, self._file)
+                self._special = _load(self._data, self.file)
             return self._special
 
     def _control(self, token: str | int) -> int:
@@ -154,7 +154,7 @@ class Tokenizer:
         return index
 
     def _bad(self, what: str) -> Error:
-        return ModelFormatError(f"{self._file}: {what}", code="tokenizer", file=self._file)
+        return ModelFormatError(f"{self.file}: {what}", code="tokenizer", file=self.file)
 
 
 class Vocabulary(Protocol):

@@ -192,16 +192,16 @@ def _vocabulary(copy: _Copy) -> _Answer:
 
     tokenizer = load_tokenizer(copy.path)
     if tokenizer is None:
-        return "not run", "no tekken.json and no tokenizer.json; prompts must be token ids"
+        return "not run", "no tokenizer that is known; prompts must be token ids"
     if copy.census is None:
         return "not run", "it needs a config"
     tokens, size = tokenizer.vocab_size, copy.census["vocab_size"]
     if tokens > size:
         return "fail", (
-            f"the tokenizer has {tokens} tokens, but the config's vocabulary {size}; they are of "
-            "different models"
+            f"{tokenizer.file} has {tokens} tokens, but the config's vocabulary {size}; they are "
+            "of different models"
         )
-    return "ok", f"{tokens} tokens, {size} in the config"
+    return "ok", f"{tokenizer.file} has {tokens} tokens, the config {size}"
 
 
 def _scales(copy: _Copy) -> _Answer:

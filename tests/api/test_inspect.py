@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +21,7 @@ import mmengine
 from mmengine import errors
 from mmengine.convert import convert
 from mmengine.inspect_model import inspect_model
+from mmengine.vocabulary import load_tokenizer
 from support.family import MEDIUM_HF, write_config
 from support.family_checkpoints import (
     PREFIXES,
@@ -57,6 +61,55 @@ def test_a_model_with_a_tower(form: str, tmp_path: Path) -> None:
     assert report["parameters"] == sum(weights)
     assert len(report["warnings"]) == 1
     assert "the model answers text" in report["warnings"][0]
+
+
+def sentence_piece_v7() -> Path:
+    package = importlib.util.find_spec("mistral_common")
+    assert package is not None
+    assert package.origin is not None
+    data = Path(package.origin).parent / "data"
+    return data / "mistral_instruct_tokenizer_241114.model.v7"
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["tokenizer.json"], ("tokenizer.json", None)),
+        (["tokenizer.model"], ("tokenizer.model", "v7")),
+        (["tokenizer.model", "tokenizer.model.v3"], ("tokenizer.model.v3", "v3")),
+        (["tokenizer.model.v3", "tekken.json"], ("tekken.json", "v15")),
+        ([], (None, None)),
+    ],
+)
+def test_the_tokenizer_that_the_engine_reads(
+    names: list[str], told: tuple[str | None, str | None], tmp_path: Path
+) -> None:
+    path = Path(write_family(tmp_path, "hf"))
+    for name in names:
+        if name == "tekken.json":
+            (path / name).write_text('{"config": {"version": "v15"}}')
+        elif name == "tokenizer.json":
+            (path / name).write_text("{}")
+        else:
+            shutil.copy(sentence_piece_v7(), path / name)
+    report = inspect_model(path)
+    assert (report["tokenizer"], report["tokenizer_version"]) == told
+
+
+@pytest.mark.parametrize("name", ["tekken.json", "tokenizer.model"])
+@pytest.mark.parametrize("damage", ["a link to nothing", "a pipe", "other bytes"])
+def test_a_damaged_tokenizer_has_no_version(name: str, damage: str, tmp_path: Path) -> None:
+    path = Path(write_family(tmp_path, "hf"))
+    if damage == "a link to nothing":
+        (path / name).symlink_to("nothing")
+    elif damage == "a pipe":
+        os.mkfifo(path / name)
+    else:
+        (path / name).write_bytes(b"\x00[")
+    report = inspect_model(path)
+    assert (report["tokenizer"], report["tokenizer_version"]) == (name, None)
+    with pytest.raises(errors.Error, match=re.escape(name)):
+        load_tokenizer(path)
 
 
 @pytest.mark.parametrize(

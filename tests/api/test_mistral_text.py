@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from make_tiny_model import make_tiny_model
 
 import mmengine
 from mmengine import errors
+from mmengine.inspect_model import inspect_model
+from mmengine.verify import verify_model
 from support.outcomes import greedy
 
 VOCAB = 3000
@@ -54,6 +58,40 @@ def test_control_strings_in_a_message_stay_text(engine: mmengine.Engine) -> None
         return [index for index in ids if index < 1000]
 
     assert control(spelled.prompt_token_ids) == control(plain.prompt_token_ids)
+
+
+@pytest.fixture(scope="module")
+def mistral_7b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with the vocabulary and the file names of Mistral 7B Instruct v0.3."""
+    path = tmp_path_factory.mktemp("mistral-7b")
+    make_tiny_model(path, layout="mistral", vocab=32768)
+    package = importlib.util.find_spec("mistral_common")
+    assert package is not None
+    assert package.origin is not None
+    shipped = Path(package.origin).parent / "data/mistral_instruct_tokenizer_240323.model.v3"
+    shutil.copy(shipped, path / "tokenizer.model.v3")
+    return path
+
+
+def test_mistral_7b_generates_and_chats(mistral_7b: Path) -> None:
+    with mmengine.Engine(mistral_7b, device="cpu") as engine:
+        tokenizer = engine.tokenizer
+        assert tokenizer is not None
+        done = engine.generate("Hello", greedy(max_tokens=6))
+        assert done.prompt_token_ids == [1, 23325]
+        assert done.text == tokenizer.decode(done.token_ids, continues=True)
+        chat = engine.chat([{"role": "user", "content": "Hello"}], greedy(max_tokens=6))
+        assert chat.prompt_token_ids == [1, 3, 23325, 4]
+        assert chat.content == tokenizer.decode(chat.token_ids)
+        with pytest.raises(errors.RequestError, match="no efforts") as caught:
+            engine.chat([{"role": "user", "content": "Hello"}], reasoning_effort="high")
+    assert caught.value.param == "reasoning_effort"
+
+
+def test_the_sentence_piece_file_is_named(mistral_7b: Path) -> None:
+    texts = {check.name: check.detail for check in verify_model(mistral_7b)}
+    assert texts["vocabulary"] == "tokenizer.model.v3 has 32768 tokens, the config 32768"
+    assert inspect_model(mistral_7b)["tokenizer"] == "tokenizer.model.v3"
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -313,6 +314,12 @@ def test_warm_path_imports_nothing_heavy(
 # -- hub repositories ------------------------------------------------------------------------------
 
 
+SMALL_FILES = [
+    *("*.json", "chat_template.jinja"),
+    *("tokenizer.model*", "mistral_instruct_tokenizer_*.model*"),
+]
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A hub of one repository; "list" and "get" may be set to errors; "calls" notes downloads."""
@@ -339,7 +346,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_hub_repository(tmp_path: Path, root: Path, hub: dict[str, Any]) -> None:
     assert cache.resolve_model("org/name", progress=False) == tmp_path / "snapshot"
-    assert hub["calls"][0]["allow_patterns"] == ["model*.safetensors", "*.json"]
+    assert hub["calls"][0]["allow_patterns"] == ["model*.safetensors", *SMALL_FILES]
     assert hub["calls"][0]["local_files_only"] is False
     assert cache.resolve_model("org/name") == tmp_path / "snapshot"
     assert len(hub["calls"]) == 1
@@ -380,10 +387,23 @@ def test_hub_errors_are_one_sentence(
 
 def test_hub_layouts() -> None:
     both = ["params.json", "consolidated-1.safetensors", "model-1.safetensors", "config.json"]
-    assert cache_hub.choose_patterns(both) == ["consolidated*.safetensors", "*.json"]
-    assert cache_hub.choose_patterns(both[1:]) == ["model*.safetensors", "*.json"]
-    assert cache_hub.choose_patterns([both[0], both[2]]) == ["model*.safetensors", "*.json"]
-    assert cache_hub.choose_patterns(["weights.safetensors"]) == ["*.safetensors", "*.json"]
+    assert cache_hub.choose_patterns(both) == ["consolidated*.safetensors", *SMALL_FILES]
+    assert cache_hub.choose_patterns(both[1:]) == ["model*.safetensors", *SMALL_FILES]
+    assert cache_hub.choose_patterns([both[0], both[2]]) == ["model*.safetensors", *SMALL_FILES]
+    assert cache_hub.choose_patterns(["weights.safetensors"]) == ["*.safetensors", *SMALL_FILES]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("config.json", "chat_template.jinja", "tokenizer.model", "tokenizer.model.v3"),
+        *("tokenizer.model.v7m1", "mistral_instruct_tokenizer_240323.model.v3"),
+    ],
+)
+def test_hub_small_files(file: str) -> None:
+    for weights in (["params.json", "consolidated.safetensors"], ["model.safetensors"], ["a.gguf"]):
+        patterns = cache_hub.choose_patterns([*weights, file])
+        assert any(fnmatch(file, pattern) for pattern in patterns)
 
 
 @pytest.mark.model

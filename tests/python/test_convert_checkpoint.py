@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,10 @@ from mmengine.errors import (
 )
 from mmengine.files import read_bytes
 from mmengine.gguf_reader import GgufFile
+from mmengine.mistral_sentence_piece import MistralSentencePiece
 from mmengine.mistral_tokenizer import MistralTokenizer
+from mmengine.vocabulary import load_tokenizer
+from test_mistral_sentence_piece import shipped
 from test_mistral_tokenizer import BAD as BAD_TEKKENS
 from test_mistral_tokenizer import SPECIALS, WORDS, small_content
 from tiny_model import entries, run_python, sha256
@@ -430,6 +434,21 @@ def test_tekken_is_copied(tmp_path: Path) -> None:
     assert sha256(tmp_path / "out" / "tekken.json") == sha256(folder / "tekken.json")
     with Engine(tmp_path / "out", device="cpu", max_context=32) as made:
         assert isinstance(made.tokenizer, MistralTokenizer)
+
+
+def test_mistrals_sentence_piece_file_is_copied(tmp_path: Path) -> None:
+    for name, model_type in (("own", "mistral"), ("other", "llama")):
+        folder = tmp_path / name
+        make_tiny_model(folder, layout="hf", vocab=32000)
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"model_type": model_type, "architectures": [f"{model_type.title()}ForCausalLM"]}
+        (folder / "config.json").write_text(json.dumps(config))
+        shutil.copy(shipped("v1"), folder / "tokenizer.model")
+        convert(folder, tmp_path / f"{name}-made")
+    made = tmp_path / "own-made" / "tokenizer.model"
+    assert sha256(made) == sha256(shipped("v1"))
+    assert isinstance(load_tokenizer(made.parent), MistralSentencePiece)
+    assert load_tokenizer(tmp_path / "other-made") is None
 
 
 @pytest.mark.parametrize("name", ["not JSON", *BAD_TEKKENS])

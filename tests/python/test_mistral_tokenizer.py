@@ -82,7 +82,7 @@ def test_text_comes_back(text: str) -> None:
 
 @given(text=TEXTS)
 def test_ids_are_mistral_commons(text: str) -> None:
-    assert full().encode(text) == full().tekken.encode(text, bos=False, eos=False)
+    assert full().encode(text) == full().common.encode(text, bos=False, eos=False)
 
 
 @given(parts=st.lists(st.sampled_from([*CONTROLS, "a", " ", "[", "\n", "\u00e9"]), max_size=12))

@@ -167,7 +167,7 @@ def test_engine_directory_with_tokenizer(source, tmp_path):
     assert not failed(made)
     assert checks["checksums"] == ("ok", "4 files are as manifest.json has them")
     size = len(tiny_model.TOKENS)
-    assert checks["vocabulary"] == ("ok", f"{size} tokens, {size} in the config")
+    assert checks["vocabulary"] == ("ok", f"tokenizer.json has {size} tokens, the config {size}")
 
 
 def test_both_layouts_say_which_is_read(tmp_path):
