@@ -37,17 +37,26 @@ def main(argv: Sequence[str] | None = None, *, engine_factory: EngineFactory | N
         # Inside the try: a signal may come while the guard is entered or left.
         with SignalGuard() as guard:
             return _run(arguments, engine_factory, guard)
-    except Terminated:
-        note("mm-run: terminated", style="red")
-        return _EXIT_SIGTERM
-    except KeyboardInterrupt:
-        note("mm-run: interrupted", style="red")
-        return _EXIT_SIGINT
     except BrokenPipeError:
         discard_stdout()
         return _EXIT_SIGPIPE
-    except Exception as error:
-        return _report(error, debug)
+    except (Exception, KeyboardInterrupt) as error:
+        signal = _signal_behind(error)
+        return _report(error, debug) if signal is None else _report_signal(signal)
+
+
+def _signal_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """What a signal raised, if `error` comes of it: an extension module that is interrupted while
+    it is imported raises ImportError from it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error
+
+
+def _report_signal(signal: KeyboardInterrupt) -> int:
+    terminated = isinstance(signal, Terminated)
+    note("mm-run: terminated" if terminated else "mm-run: interrupted", style="red")
+    return _EXIT_SIGTERM if terminated else _EXIT_SIGINT
 
 
 def _run(arguments: list[str], factory: EngineFactory | None, guard: SignalGuard) -> int:
@@ -97,7 +106,7 @@ def _verb(
         verbs[args.verb](args, output)
 
 
-def _report(error: Exception, debug: bool) -> int:
+def _report(error: BaseException, debug: bool) -> int:
     if debug:
         note("".join(traceback.format_exception(error)).rstrip(), style="")
     if isinstance(error, Error):
