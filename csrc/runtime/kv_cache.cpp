@@ -55,9 +55,10 @@ bool KvCache::reserve(Sequence& sequence, int tokens) {
 }
 
 void KvCache::share(Sequence& sequence) {
-  if (!share_) return;
-  index_.trim(sequence.prefix);
   const std::size_t full = static_cast<std::size_t>(sequence.computed / block_tokens_);
+  // Most steps fill no block, and going through the chain takes time that grows with it.
+  if (!share_ || sequence.prefix.links.size() >= full) return;
+  index_.trim(sequence.prefix);
   for (std::size_t i = sequence.prefix.links.size(); i < full; ++i) {
     const std::int32_t unreachable = index_.insert(
         sequence.prefix, sequence.tokens.data() + i * block_tokens_, sequence.block_table[i]);
