@@ -51,8 +51,8 @@ ANGLED: dict[str, tuple[str, ...]] = {
     r"pybind11/|Python\.h": ("csrc/bindings/",),
     r".*intrin\.h": ("csrc/kernels/cpu/",),
 }
-SHARED_RUNTIME = {"sequence"}
-SCHEDULER_HALF = {"kv_cache", "prefix_index", "scheduler"}
+SHARED_RUNTIME = {"constraint", "sequence"}
+SCHEDULER_HALF = {"kv_cache", "mask_worker", "prefix_index", "scheduler"}
 RUNNER_HALF = {"batch", "sampler", "speculative", "graph_cache", "plan", "rank", "model_runner"}
 
 FORBIDDEN_IMPORTS = {"torch", "pickle", "cPickle", "dill", "cloudpickle", "marshal", "jinja2"}
@@ -70,6 +70,7 @@ RAW_MEMORY = re.compile(
 # Test files that mirror no source file, and what they test instead.
 TESTS_OF_SOMETHING_ELSE = {
     "tests/api/test_answers.py": "engine: several answers to one prompt",
+    "tests/api/test_constraints.py": "engine: masks, forced tokens, deadlines, the queue",
     "tests/api/test_conversations.py": "engine: conversations and their parsed answers",
     "tests/api/test_determinism.py": "engine: batches, chunks and threads change no bit",
     "tests/api/test_family.py": "engine: Mistral 3 in every form, FP8 in any company",

@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <exception>
+#include <map>
 #include <mutex>
 #include <random>
 #include <utility>
@@ -14,13 +16,14 @@
 
 #include "api/load.h"
 #include "base/check.h"
+#include "runtime/mask_worker.h"
 #include "runtime/model_runner.h"
 #include "runtime/scheduler.h"
 
 namespace mmengine {
 namespace {
 
-constexpr int kMaxWaiting = 16384;  // requests
+using Clock = std::chrono::steady_clock;
 
 // One round of splitmix64: spreads the seeds of requests that were given none.
 std::uint64_t mix(std::uint64_t x) {
@@ -58,6 +61,8 @@ struct Engine::Impl {
         description(std::move(loaded.description)),
         threads(loaded.threads),
         base_seed(loaded.seed ? *loaded.seed : system_seed()),
+        max_waiting(loaded.max_waiting),
+        max_waiting_tokens(loaded.max_waiting_tokens),
         limits(loaded.plan.limits),
         cache(loaded.plan.num_blocks, loaded.plan.kv.block_tokens, loaded.prefix_cache),
         scheduler({limits, limits.context_tokens, loaded.plan.prefill_chunk}, cache),
@@ -73,6 +78,7 @@ struct Engine::Impl {
   bool step(const Sink& sink);
   void take_inbox(const Sink& sink);
   std::vector<Output> compute(const StepResult*& result);
+  void check_room(std::int64_t prompt) const;  // inbox_mutex is held
   void die(const std::string& cause);
   void publish(const Output& output, const StepResult& result, const Sink& sink);
   void publish_end(const Sequence& sequence, const Sink& sink);
@@ -83,6 +89,8 @@ struct Engine::Impl {
   std::string description;
   int threads;
   std::uint64_t base_seed;
+  int max_waiting;                  // requests
+  std::int64_t max_waiting_tokens;  // 0: any number
   StepLimits limits;
   const pid_t process = ::getpid();
 
@@ -90,13 +98,17 @@ struct Engine::Impl {
   KvCache cache;
   Scheduler scheduler;
   std::unique_ptr<ModelRunner> runner;
+  MaskWorker masks;
   SampleLists lists;
   std::vector<TokenLogprob> logprobs, prompt_logprobs;
   std::int64_t steps = 0, prompt_tokens = 0, generated_tokens = 0;
 
   mutable std::mutex inbox_mutex;  // guards what follows; never held while computing
   std::vector<std::unique_ptr<Sequence>> submitted;
+  std::int64_t submitted_tokens = 0;
+  SchedulerCounts counts;  // after the last step
   std::vector<Ending> endings;
+  std::multimap<Clock::time_point, RequestId> deadlines;  // of ended requests, too
   RequestId next_id = 1;
   EngineStats stats;
   std::string death;  // why no further work is taken
@@ -134,7 +146,13 @@ void Engine::Impl::take_inbox(const Sink& sink) {
   {
     const std::lock_guard lock(inbox_mutex);
     arrived.swap(submitted);
+    submitted_tokens = 0;
     ended.swap(endings);
+    const auto past = deadlines.upper_bound(Clock::now());
+    for (auto d = deadlines.begin(); d != past; ++d) {
+      ended.push_back({d->second, FinishReason::cancelled});
+    }
+    deadlines.erase(deadlines.begin(), past);
   }
   for (auto& sequence : arrived) {
     prompt_tokens += sequence->num_prompt_tokens;
@@ -150,13 +168,21 @@ void Engine::Impl::take_inbox(const Sink& sink) {
 std::vector<Output> Engine::Impl::compute(const StepResult*& result) {
   const Schedule schedule = scheduler.schedule();
   if (schedule.empty()) {
-    MM_CHECK(!scheduler.has_unfinished(), "scheduler", "requests wait and none can be computed");
+    const SchedulerCounts now = scheduler.counts();
+    MM_CHECK(now.waiting + now.running == 0, "scheduler", "requests wait and none can be computed");
     return {};
   }
   const bool with_logits = std::any_of(schedule.spans.begin(), schedule.spans.end(),
                                        [](const Span& span) { return span.sequence->logits; });
   const Batch batch = make_batch(schedule, limits, runner->step_input());
-  runner->enqueue(batch);
+  masks.start(schedule);
+  try {
+    runner->enqueue(batch);
+  } catch (...) {
+    masks.wait();
+    throw;
+  }
+  masks.wait();
   runner->sample(make_sample_input(schedule, lists));
   result = &runner->collect(with_logits);
   std::vector<Output> outputs = scheduler.commit(schedule, *result);
@@ -170,10 +196,11 @@ void Engine::Impl::publish(const Output& output, const StepResult& result, const
   StepOutput out;
   out.id = sequence.id;
   out.finish = sequence.finish;
+  out.error = sequence.error;
   out.usage = usage_of(sequence);
   if (output.num_tokens > 0) {
-    out.token_ids = &sequence.tokens.back();
-    out.num_tokens = 1;
+    out.num_tokens = static_cast<std::size_t>(output.num_tokens);
+    out.token_ids = sequence.tokens.data() + sequence.tokens.size() - out.num_tokens;
     const int alternatives = sequence.sampling.logprobs;
     if (alternatives >= 0) {
       logprobs.clear();
@@ -207,6 +234,21 @@ void Engine::Impl::publish_end(const Sequence& sequence, const Sink& sink) {
   sink(out);
 }
 
+void Engine::Impl::check_room(std::int64_t prompt) const {
+  const auto refuse = [](std::int64_t number, const char* what) {
+    throw Error(ErrorCode::overloaded, "engine",
+                str(number, " ", what, " are waiting already; try again later"),
+                {.reason = "queue_full", .retry_after = 1.0});
+  };
+  const std::int64_t requests = counts.queued + static_cast<std::int64_t>(submitted.size());
+  if (requests >= max_waiting) refuse(requests, "requests");
+  const std::int64_t tokens = counts.queued_tokens + submitted_tokens;
+  // A prompt that is longer than the queue may wait alone.
+  if (max_waiting_tokens > 0 && tokens > 0 && tokens + prompt > max_waiting_tokens) {
+    refuse(tokens, "prompt tokens");
+  }
+}
+
 void Engine::Impl::snapshot() {
   EngineStats now;
   now.steps = steps;
@@ -218,9 +260,11 @@ void Engine::Impl::snapshot() {
   now.kv_blocks_free = cache.free_blocks();
   now.kv_blocks_used = cache.used_blocks();
   now.kv_blocks_cached = cache.cached_blocks();
-  now.requests_running = scheduler.num_running();
-  now.requests_waiting = scheduler.num_waiting();
+  const SchedulerCounts count = scheduler.counts();
+  now.requests_running = count.running;
+  now.requests_waiting = count.waiting;
   const std::lock_guard lock(inbox_mutex);
+  counts = count;
   stats = now;
 }
 
@@ -269,16 +313,20 @@ RequestId Engine::submit(Request request) {
                               impl.info.eos_ids.end());
   }
   sequence->count_prompt();
-  const std::lock_guard lock(impl.inbox_mutex);
-  const auto waiting = static_cast<std::size_t>(impl.stats.requests_waiting);
-  if (waiting + impl.submitted.size() >= kMaxWaiting) {
-    throw Error(ErrorCode::overloaded, "engine",
-                str(kMaxWaiting, " requests are waiting already; try again later"),
-                {.reason = "queue_full", .retry_after = 1.0});
+  if (request.constraint) {
+    sequence->constraint =
+        std::make_unique<Constraint>(std::move(request.constraint), impl.info.vocab_size);
   }
+  const std::lock_guard lock(impl.inbox_mutex);
+  impl.check_room(sequence->num_prompt_tokens);
   sequence->id = impl.next_id++;
   sequence->seed = sequence->sampling.seed.value_or(mix(impl.base_seed ^ mix(sequence->id)));
   const RequestId id = sequence->id;
+  if (request.deadline_s > 0) {
+    const std::chrono::duration<double> time(request.deadline_s);
+    impl.deadlines.emplace(Clock::now() + std::chrono::duration_cast<Clock::duration>(time), id);
+  }
+  impl.submitted_tokens += sequence->num_prompt_tokens;
   impl.submitted.push_back(std::move(sequence));
   return id;
 }

@@ -71,6 +71,12 @@ LoadedModel load_model(const std::string& directory, const EngineOptions& option
   if (options.threads < 0 || options.threads > 1024) {
     fail(ErrorCode::usage, "threads", "expected 1 to 1024, or 0 for all, got ", options.threads);
   }
+  constexpr int kMaxWaiting = 16384;  // requests
+  if (options.max_waiting < 0 || options.max_waiting_tokens < 0) {
+    fail(ErrorCode::usage, options.max_waiting < 0 ? "max_waiting" : "max_waiting_tokens",
+         "expected 1 or more, or 0 for the default, got ",
+         options.max_waiting < 0 ? options.max_waiting : options.max_waiting_tokens);
+  }
   std::vector<std::string> warnings;
   const Checkpoint checkpoint = Checkpoint::open(directory, read_config(directory, warnings));
   const ModelConfig& config = checkpoint.config();
@@ -96,6 +102,8 @@ LoadedModel load_model(const std::string& directory, const EngineOptions& option
   model.threads = backend->threads();
   model.seed = options.seed;
   model.prefix_cache = options.prefix_cache;
+  model.max_waiting = options.max_waiting > 0 ? options.max_waiting : kMaxWaiting;
+  model.max_waiting_tokens = options.max_waiting_tokens;
   model.rank = std::make_unique<Rank>(model.plan, config, checkpoint, std::move(backend),
                                       LoadOptions{options.allow_nonfinite, options.progress});
   return model;

@@ -20,6 +20,8 @@ struct LoadedModel {
   bool prefix_cache = true;
   int threads = 0;
   std::optional<std::uint64_t> seed;
+  int max_waiting = 0;
+  std::int64_t max_waiting_tokens = 0;
   Plan plan;
   std::unique_ptr<Rank> rank;
 };

@@ -73,6 +73,11 @@ void validate_request(const Request& request, const ModelInfo& info, std::int64_
            p.min_tokens);
   }
 
+  constexpr double kLongest = 1e9;  // seconds: what a clock can count
+  check_range("deadline_s", request.deadline_s, 0.0, kLongest);
+  if (request.logits && request.constraint) {
+    reject("constraint", "unsupported", "nothing is generated where logits are asked for");
+  }
   const auto prompt = static_cast<std::int64_t>(request.token_ids.size());
   if (prompt == 0) reject("prompt", "empty", "expected at least one token, got none");
   check_ids("prompt", request.token_ids, info.vocab_size);

@@ -103,6 +103,15 @@ void check_sample_lists(const SampleInput& input, const SampleRow& row, std::int
   }
 }
 
+void check_mask(const SampleInput& input, const SampleRow& row, std::int64_t vocab, int e) {
+  if (row.mask_begin < 0) return;
+  const std::uint32_t* mask = input.mask + row.mask_begin;
+  const std::int64_t past = vocab % 32;
+  bool any = past != 0 && (mask[vocab / 32] & ((std::uint32_t{1} << past) - 1)) != 0;
+  for (std::int64_t i = 0; i < vocab / 32 && !any; ++i) any = mask[i] != 0;
+  MM_CHECK(any, "sample", "row ", e, ": mask: expected a token that may be chosen, got none");
+}
+
 }  // namespace
 
 Weight Backend::pack(const HostWeight& host, const WeightSpec& spec, TensorView target) {
@@ -116,6 +125,13 @@ Weight Backend::pack(const HostWeight& host, const WeightSpec& spec, TensorView 
   MM_CHECK(target.data != nullptr && bytes >= needed, "pack", "target: expected ", needed,
            " bytes, got ", bytes);
   return do_pack(host, spec, target);
+}
+
+void Backend::copy_blocks(const CopyBlocksParams& p) {
+  check_kv("copy_blocks", p.kv, traits());
+  MM_CHECK(p.count >= 0 && (p.pairs != nullptr || p.count == 0), "copy_blocks",
+           "expected pairs of blocks, got ", p.count);
+  do_copy_blocks(p);
 }
 
 void Backend::begin(const BeginParams& p) {
@@ -202,6 +218,7 @@ void Backend::sample(const SampleParams& p) {
     const SampleRow& row = p.input.row[e];
     check_sample_row(row, p.logits.shape[1], e);
     check_sample_lists(p.input, row, p.logits.shape[1], e);
+    check_mask(p.input, row, p.logits.shape[1], e);
   }
   do_sample(p);
 }

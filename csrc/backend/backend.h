@@ -97,6 +97,7 @@ class Backend {
   // Error{model_format, "scale"} for a scale that is not positive.
   Weight pack(const HostWeight& host, const WeightSpec& spec, TensorView target);
 
+  void copy_blocks(const CopyBlocksParams& p);
   void begin(const BeginParams& p);
   void embed(const EmbedParams& p);
   void norm_qkv_rope_store(const NormQkvRopeStoreParams& p);
@@ -109,6 +110,7 @@ class Backend {
 
  private:
   virtual Weight do_pack(const HostWeight&, const WeightSpec&, TensorView) = 0;
+  virtual void do_copy_blocks(const CopyBlocksParams&) = 0;
   virtual void do_begin(const BeginParams&) = 0;
   virtual void do_embed(const EmbedParams&) = 0;
   virtual void do_norm_qkv_rope_store(const NormQkvRopeStoreParams&) = 0;

@@ -169,6 +169,8 @@ Weight CpuBackend::do_pack(const HostWeight& host, const WeightSpec& spec, Tenso
   return cpu_pack(host, spec, target, pool_);
 }
 
+void CpuBackend::do_copy_blocks(const CopyBlocksParams& p) { ref::copy_blocks(p); }
+
 void CpuBackend::do_begin(const BeginParams& p) { ref::begin(p, cpu::kBlockTokens); }
 
 void CpuBackend::do_embed(const EmbedParams& p) {

@@ -35,6 +35,7 @@ class CpuBackend final : public Backend {
 
  private:
   Weight do_pack(const HostWeight&, const WeightSpec&, TensorView) override;
+  void do_copy_blocks(const CopyBlocksParams& p) override;
   void do_begin(const BeginParams&) override;
   void do_embed(const EmbedParams&) override;
   void do_norm_qkv_rope_store(const NormQkvRopeStoreParams&) override;

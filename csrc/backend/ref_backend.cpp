@@ -108,6 +108,8 @@ Weight RefBackend::do_pack(const HostWeight& host, const WeightSpec& spec, Tenso
   return weight;
 }
 
+void RefBackend::do_copy_blocks(const CopyBlocksParams& p) { ref::copy_blocks(p); }
+
 void RefBackend::do_begin(const BeginParams& p) { ref::begin(p, traits().block_tokens()); }
 
 void RefBackend::do_embed(const EmbedParams& p) { ref::embed(p); }

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/constraint.h"
 #include "bindings/errors.h"
 #include "bindings/forecast.h"
 #include "mmengine/mmengine.h"
@@ -30,6 +31,7 @@ struct CollectedOutput {
   std::vector<float> logits;
   std::size_t num_logits_rows = 0;
   FinishReason finish = FinishReason::running;
+  std::string error;
   Usage usage;
 };
 
@@ -49,6 +51,7 @@ CollectedOutput collect(const StepOutput& out, std::size_t vocab_size) {
   }
   copy.num_logits_rows = out.num_logits_rows;
   copy.finish = out.finish;
+  copy.error = out.error;
   copy.usage = out.usage;
   return copy;
 }
@@ -78,13 +81,16 @@ class PyEngine {
         vocab_size_(static_cast<std::size_t>(engine_.info().vocab_size)) {}
 
   RequestId submit(std::vector<std::int32_t> token_ids, const SamplingParams& sampling, bool logits,
-                   std::string cache_salt, RequestId same_prompt_as) {
+                   std::string cache_salt, RequestId same_prompt_as, py::object constraint,
+                   double deadline_s) {
     Request request;
     request.token_ids = std::move(token_ids);
     request.sampling = sampling;
     request.logits = logits;
     request.cache_salt = std::move(cache_salt);
     request.same_prompt_as = same_prompt_as;
+    request.deadline_s = deadline_s;
+    if (!constraint.is_none()) request.constraint = constraint_of(std::move(constraint));
     return engine_.submit(std::move(request));
   }
 
@@ -138,6 +144,7 @@ void bind_options(py::module_& m) {
       .value("stop", FinishReason::stop)
       .value("length", FinishReason::length)
       .value("cancelled", FinishReason::cancelled)
+      .value("error", FinishReason::error)
       .finalize();
   py::class_<EngineOptions>(m, "EngineOptions")
       .def(py::init<>())
@@ -147,6 +154,8 @@ void bind_options(py::module_& m) {
       .def_readwrite("max_context", &EngineOptions::max_context)
       .def_readwrite("max_batch", &EngineOptions::max_batch)
       .def_readwrite("prefill_chunk", &EngineOptions::prefill_chunk)
+      .def_readwrite("max_waiting", &EngineOptions::max_waiting)
+      .def_readwrite("max_waiting_tokens", &EngineOptions::max_waiting_tokens)
       .def_readwrite("kv_blocks", &EngineOptions::kv_blocks)
       .def_readwrite("memory_bytes", &EngineOptions::memory_bytes)
       .def_readwrite("threads", &EngineOptions::threads)
@@ -188,6 +197,7 @@ void bind_results(py::module_& m) {
                              })
       .def("take_logits", &logits_array)
       .def_readonly("finish", &CollectedOutput::finish)
+      .def_readonly("error", &CollectedOutput::error)
       .def_property_readonly("prompt_tokens",
                              [](const CollectedOutput& out) { return out.usage.prompt_tokens; })
       .def_property_readonly("cached_tokens",
@@ -288,7 +298,8 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<const std::string&, const EngineOptions&>(), py::arg("directory"),
            py::arg("options"))
       .def("submit", &PyEngine::submit, py::arg("token_ids"), py::arg("sampling"),
-           py::arg("logits") = false, py::arg("cache_salt") = "", py::arg("same_prompt_as") = 0)
+           py::arg("logits") = false, py::arg("cache_salt") = "", py::arg("same_prompt_as") = 0,
+           py::arg("constraint") = py::none(), py::arg("deadline_s") = 0.0)
       .def("step", &PyEngine::step)
       .def(
           "cancel", [](PyEngine& e, RequestId id) { e.engine().cancel(id); }, py::arg("id"))

@@ -99,6 +99,7 @@ struct StepInput {
   std::int32_t* cu_logits = nullptr;     // [S+1] logits rows: a suffix of the sequence's rows
   std::int32_t* logits_row = nullptr;    // [E] row
   std::int32_t* table_update = nullptr;  // [U, 3] slot, index, block
+  std::int32_t* copy = nullptr;          // [C, 2] source block, target block; none is both
 };
 
 // What every stage reads. The ints are launch shapes. The arrays stand at fixed addresses; begin
@@ -126,6 +127,13 @@ struct BeginParams {
   const StepInput& input;
   const Slots& slots;
   const Step& step;
+};
+
+// One layer's blocks, whole: target <- source. Before any row of the step is written.
+struct CopyBlocksParams {
+  const std::int32_t* pairs;  // [count, 2], StepInput::copy
+  int count;
+  const KvView& kv;
 };
 
 struct EmbedParams {
@@ -213,6 +221,7 @@ struct SampleRow {        // one logits row
   std::int32_t bias_begin = 0, bias_end = 0;
   std::int32_t count_begin = 0, count_end = 0;
   std::int32_t ban_begin = 0, ban_end = 0;
+  std::int64_t mask_begin = -1;  // word of SampleInput::mask; -1: all tokens may be chosen
   std::uint64_t seed = 0;
 };
 
@@ -221,6 +230,7 @@ struct SampleInput {                  // host arrays
   const std::int32_t* ban = nullptr;  // lists of all rows, as are the next two
   const LogitBias* bias = nullptr;
   const TokenCount* count = nullptr;
+  const std::uint32_t* mask = nullptr;  // bit t % 32 of a row's word t / 32: t may be chosen
 };
 
 struct SampleOutput {              // device image and host image alike
@@ -230,9 +240,9 @@ struct SampleOutput {              // device image and host image alike
   float* top_logprob = nullptr;    // [E, kMaxLogprobs]
 };
 
-// Raw log-probabilities first; then bias, penalties, bans, temperature, top_k, top_p, min_p in this
-// order, each on the distribution that the one before left, and ONE draw from hash(seed, position
-// of the row). A given row only has its log-probabilities.
+// Raw log-probabilities first; then bias, penalties, bans, mask, temperature, top_k, top_p, min_p
+// in this order, each on the distribution that the one before left, and ONE draw from hash(seed,
+// position of the row). A given row only has its log-probabilities.
 struct SampleParams {
   const Step& step;
   TensorView logits;  // [E, vocab] f32

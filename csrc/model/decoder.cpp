@@ -43,6 +43,10 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const Weights& wei
       kv_(std::move(kv)),
       buffers_(buffers) {}
 
+void Decoder::copy_blocks(const std::int32_t* pairs, int count) const {
+  for (const KvView& kv : kv_) backend_.copy_blocks({pairs, count, kv});
+}
+
 void Decoder::forward(const Step& step) const {
   backend_.embed({step, embed_, buffers_.residual.rows(step.rows)});
   for (std::size_t l = 0; l < layers_.size(); ++l) {

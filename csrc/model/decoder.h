@@ -36,6 +36,8 @@ class Decoder {
  public:
   Decoder(Backend& backend, const ModelConfig& config, const Weights& weights,
           LayerConstants constants, std::vector<KvView> kv, LayerBuffers buffers);
+  // pairs [count, 2]: KV blocks copied in every layer, source to target.
+  void copy_blocks(const std::int32_t* pairs, int count) const;
   // step.ids -> residual of every row, its K and V in the cache.
   void forward(const Step& step) const;
   // After forward: out [E, vocab] f32, of step.logits_row.

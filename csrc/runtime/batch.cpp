@@ -24,13 +24,14 @@ StepInputSlices StepInputSlices::plan(const StepLimits& limits, Layout& layout) 
   s.logits_row = layout.add("step_input.logits_row", DType::i32, {limits.logits_rows});
   s.table_update =
       layout.add("step_input.table_update", DType::i32, {max_table_updates(limits), 3});
+  s.copy = layout.add("step_input.copy", DType::i32, {sequences, 2});
   return s;
 }
 
 StepInput StepInputSlices::bind(const Arena& arena) const {
   auto ints = [&](const Slice& slice) { return arena[slice].as<std::int32_t>(); };
-  return {ints(row_id),    ints(cu_rows),    ints(slot),        ints(start),
-          ints(cu_logits), ints(logits_row), ints(table_update)};
+  return {ints(row_id),    ints(cu_rows),    ints(slot),         ints(start),
+          ints(cu_logits), ints(logits_row), ints(table_update), ints(copy)};
 }
 
 StepSlices StepSlices::plan(const StepLimits& limits, Layout& layout) {
@@ -102,6 +103,12 @@ Batch make_batch(const Schedule& schedule, const StepLimits& limits, const StepI
     batch.rows += span.rows;
     input.cu_rows[s + 1] = batch.rows;
     input.cu_logits[s + 1] = batch.logits_rows;
+  }
+  for (const BlockCopy& copy : schedule.copies) {
+    MM_CHECK(batch.copies < limits.sequences, "batch", "too many blocks to copy");
+    input.copy[2 * batch.copies] = copy.source;
+    input.copy[2 * batch.copies + 1] = copy.target;
+    ++batch.copies;
   }
   return batch;
 }

@@ -10,7 +10,7 @@ namespace mmengine {
 struct StepInputSlices {
   static StepInputSlices plan(const StepLimits& limits, Layout& layout);
   StepInput bind(const Arena& arena) const;
-  Slice row_id, cu_rows, slot, start, cu_logits, logits_row, table_update;
+  Slice row_id, cu_rows, slot, start, cu_logits, logits_row, table_update, copy;
 };
 
 struct StepSlices {
@@ -22,7 +22,7 @@ struct StepSlices {
 };
 
 struct Batch {
-  int rows = 0, sequences = 0, logits_rows = 0, table_updates = 0;
+  int rows = 0, sequences = 0, logits_rows = 0, table_updates = 0, copies = 0;
   StepInput input;
 };
 

@@ -1,5 +1,7 @@
 #include "runtime/kv_cache.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 
 namespace mmengine {
@@ -46,9 +48,31 @@ std::int32_t KvCache::take() {
   return block;
 }
 
+BlockCopy KvCache::fork(const Sequence& from, Sequence& sequence) {
+  MM_CHECK(sequence.block_table.empty() && sequence.computed == 0, "kv_cache",
+           "expected a sequence without blocks");
+  if (sequence.wants_rows() || from.prefix.salt != sequence.prefix.salt) return {};
+  // The last token must be computed to go on.
+  const auto most =
+      std::min<std::size_t>(static_cast<std::size_t>(from.computed), sequence.tokens.size() - 1);
+  const auto end = sequence.tokens.begin() + static_cast<std::ptrdiff_t>(most);
+  const auto same = std::mismatch(sequence.tokens.begin(), end, from.tokens.begin()).first;
+  sequence.computed = static_cast<int>(same - sequence.tokens.begin());
+  const auto full = static_cast<std::size_t>(sequence.computed / block_tokens_);
+  for (std::size_t i = 0; i < full; ++i) {
+    sequence.block_table.push_back(from.block_table[i]);
+    ++users_[static_cast<std::size_t>(from.block_table[i])];
+  }
+  const auto& links = from.prefix.links;
+  sequence.prefix.links.assign(
+      links.begin(), links.begin() + static_cast<std::ptrdiff_t>(std::min(full, links.size())));
+  if (sequence.computed % block_tokens_ == 0) return {};
+  sequence.block_table.push_back(take());
+  return {from.block_table[full], sequence.block_table.back()};
+}
+
 bool KvCache::reserve(Sequence& sequence, int tokens) {
-  const int wanted = (tokens + block_tokens_ - 1) / block_tokens_;
-  const int missing = wanted - static_cast<int>(sequence.block_table.size());
+  const int missing = blocks_for(tokens) - static_cast<int>(sequence.block_table.size());
   if (missing > available_blocks()) return false;
   for (int i = 0; i < missing; ++i) sequence.block_table.push_back(take());
   return true;
@@ -66,20 +90,29 @@ void KvCache::share(Sequence& sequence) {
   }
 }
 
-// The last block first: of a chain, the end is evicted before what leads to it.
-void KvCache::release(Sequence& sequence) {
-  for (auto block = sequence.block_table.rbegin(); block != sequence.block_table.rend(); ++block) {
-    if (--users_[static_cast<std::size_t>(*block)] > 0) continue;
-    if (index_.holds(*block)) {
-      index_.set_idle(*block);
-    } else {
-      free_.push_back(*block);
-    }
+void KvCache::give_back(std::int32_t block) {
+  if (--users_[static_cast<std::size_t>(block)] > 0) return;
+  if (index_.holds(block)) {
+    index_.set_idle(block);
+  } else {
+    free_.push_back(block);
   }
-  sequence.block_table.clear();
-  sequence.prefix.links.clear();
-  sequence.table_sent = 0;
-  sequence.computed = 0;
+}
+
+// The last block first: of a chain, the end is evicted before what leads to it.
+void KvCache::truncate(Sequence& sequence, int tokens) {
+  const auto kept = static_cast<std::size_t>(blocks_for(tokens));
+  while (sequence.block_table.size() > kept) {
+    give_back(sequence.block_table.back());
+    sequence.block_table.pop_back();
+  }
+  const auto full = static_cast<std::size_t>(tokens / block_tokens_);
+  MM_CHECK(kept == full || sequence.block_table.size() <= full ||
+               !index_.holds(sequence.block_table[full]),
+           "kv_cache", "token ", tokens, " lies in a block that others may read");
+  if (sequence.prefix.links.size() > full) sequence.prefix.links.resize(full);
+  sequence.table_sent = std::min(sequence.table_sent, static_cast<int>(kept));
+  sequence.computed = std::min(sequence.computed, tokens);
 }
 
 }  // namespace mmengine

@@ -1,7 +1,7 @@
 // KvCache: bookkeeping of the block pool. Block ids only; it never sees a pointer, because every
 // device has a pool of its own under the same ids. free + used + cached == total; a full block may
-// belong to several sequences with the same tokens, any other to one; block 0 is scrap and never
-// handed out. Engine thread only.
+// belong to several sequences with the same tokens, any other to one, which writes it; block 0 is
+// scrap and never handed out. Engine thread only.
 #pragma once
 
 #include <cstdint>
@@ -21,11 +21,18 @@ class KvCache {
   // Gives a sequence that has no block those that hold its first tokens, never all of its tokens:
   // the last one must be computed to go on. Sets computed.
   void attach(Sequence& sequence);
+  // The same from a running sequence, whatever may be shared: its full blocks that hold the first
+  // tokens of `sequence`, and the next one by copying it, for which there must be a block. Returns
+  // the copy to make before the next rows are written; 0, 0: none.
+  BlockCopy fork(const Sequence& from, Sequence& sequence);
   // Blocks for positions [0, tokens), evicting cached ones. False: not enough, nothing changed.
   bool reserve(Sequence& sequence, int tokens);
   // Full blocks of tokens [0, computed) may serve others from now on.
   void share(Sequence& sequence);
-  void release(Sequence& sequence);  // gives back all
+  // Gives back the blocks that only hold positions from `tokens` on, the last one first: rows of
+  // rejected drafts, or all. computed is at most `tokens` then.
+  void truncate(Sequence& sequence, int tokens);
+  void release(Sequence& sequence) { truncate(sequence, 0); }
   bool shares() const { return share_; }
 
   int free_blocks() const { return static_cast<int>(free_.size()); }  // hold nothing
@@ -37,6 +44,8 @@ class KvCache {
 
  private:
   std::int32_t take();
+  void give_back(std::int32_t block);
+  int blocks_for(int tokens) const { return (tokens + block_tokens_ - 1) / block_tokens_; }
 
   std::vector<std::int32_t> free_;  // a stack: the last one given back is the first one taken
   std::vector<int> users_;          // sequences that hold each block

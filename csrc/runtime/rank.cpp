@@ -75,6 +75,7 @@ StepInput Rank::upload(const Batch& batch) {
   copy(input_.cu_logits, batch.input.cu_logits, batch.sequences + 1);
   copy(input_.logits_row, batch.input.logits_row, batch.logits_rows);
   copy(input_.table_update, batch.input.table_update, 3 * batch.table_updates);
+  copy(input_.copy, batch.input.copy, 2 * batch.copies);
   return input_;
 }
 
@@ -84,6 +85,7 @@ void Rank::forward(const Batch& batch) {
   step_.logits_rows = batch.logits_rows;
   step_.table_updates = batch.table_updates;
   const StepInput input = upload(batch);
+  if (batch.copies > 0) decoder_->copy_blocks(input.copy, batch.copies);
   backend_->begin({input, slots_, step_});
   decoder_->forward(step_);
   if (batch.logits_rows > 0) decoder_->logits(step_, logits_.rows(batch.logits_rows));

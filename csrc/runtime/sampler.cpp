@@ -43,8 +43,14 @@ SampleRow make_row(const Sequence& sequence, SampleLists& lists) {
   const std::vector<TokenCount>& counts = sequence.counts.list();
   lists.count.insert(lists.count.end(), counts.begin(), counts.end());
   row.count_end = size_of(lists.count);
-  row.ban_begin = size_of(lists.ban);
-  if (sequence.bans_stops()) {
+  row.ban_begin = row.ban_end = size_of(lists.ban);
+  if (const Constraint* constraint = sequence.constraint.get()) {
+    if (constraint->next() == Constraint::Next::given) row.given = constraint->forced_token();
+    if (constraint->next() == Constraint::Next::masked) {  // without what is banned
+      row.mask_begin = static_cast<std::int64_t>(lists.mask.size());
+      lists.mask.insert(lists.mask.end(), constraint->mask().begin(), constraint->mask().end());
+    }
+  } else if (sequence.bans_stops()) {
     lists.ban.insert(lists.ban.end(), sequence.stop_ids.begin(), sequence.stop_ids.end());
   }
   row.ban_end = size_of(lists.ban);
@@ -66,6 +72,7 @@ SampleInput make_sample_input(const Schedule& schedule, SampleLists& lists) {
   lists.ban.clear();
   lists.bias.clear();
   lists.count.clear();
+  lists.mask.clear();
   for (const Span& span : schedule.spans) {
     const Sequence& sequence = *span.sequence;
     for (int i = span.first_logits; i < span.rows; ++i) {
@@ -78,7 +85,8 @@ SampleInput make_sample_input(const Schedule& schedule, SampleLists& lists) {
       }
     }
   }
-  return {lists.rows.data(), lists.ban.data(), lists.bias.data(), lists.count.data()};
+  return {lists.rows.data(), lists.ban.data(), lists.bias.data(), lists.count.data(),
+          lists.mask.data()};
 }
 
 }  // namespace mmengine

@@ -21,9 +21,11 @@ struct SampleLists {
   std::vector<std::int32_t> ban;
   std::vector<LogitBias> bias;
   std::vector<TokenCount> count;
+  std::vector<std::uint32_t> mask;
 };
 
-// One entry per logits row of the schedule, in order. The input points into `lists`.
+// One entry per logits row of the schedule, in order; the constraints of sequences that sample are
+// prepared. The input points into `lists`.
 SampleInput make_sample_input(const Schedule& schedule, SampleLists& lists);
 
 }  // namespace mmengine

@@ -1,7 +1,6 @@
 #include "runtime/scheduler.h"
 
 #include <algorithm>
-#include <unordered_set>
 #include <utility>
 
 #include "base/check.h"
@@ -20,18 +19,23 @@ void Scheduler::submit(std::unique_ptr<Sequence> sequence) {
   sequences_.push_back(std::move(sequence));
 }
 
-bool Scheduler::has_unfinished() const { return num_waiting() + num_running() > 0; }
-
-int Scheduler::num_waiting() const {
-  return static_cast<int>(std::count_if(sequences_.begin(), sequences_.end(), [](const auto& s) {
-    return s->status == Status::waiting;
-  }));
+SchedulerCounts Scheduler::counts() const {
+  SchedulerCounts counts;
+  for (const auto& sequence : sequences_) {
+    if (sequence->status == Status::running) ++counts.running;
+    if (sequence->status != Status::waiting) continue;
+    ++counts.waiting;
+    if (sequence->preemptions > 0) continue;
+    ++counts.queued;
+    counts.queued_tokens += sequence->num_prompt_tokens;
+  }
+  return counts;
 }
 
-int Scheduler::num_running() const {
-  return static_cast<int>(std::count_if(sequences_.begin(), sequences_.end(), [](const auto& s) {
-    return s->status == Status::running;
-  }));
+const Sequence* Scheduler::find(RequestId id) const {
+  const auto found = std::find_if(sequences_.begin(), sequences_.end(),
+                                  [id](const auto& s) { return s->id == id; });
+  return found == sequences_.end() ? nullptr : found->get();
 }
 
 Sequence* Scheduler::end(RequestId id, FinishReason reason) {
@@ -64,14 +68,24 @@ void Scheduler::preempt(Sequence& sequence) {
   ++preemptions_;
 }
 
-// Blocks for [0, tokens), taken from the youngest running sequences if need be. Those come later in
-// the order of arrival, so they have no span in this step yet.
+// Who gives up its blocks for `sequence`: of those that arrived later, which have no span in this
+// step yet, the youngest; those that did so too often come last.
+Sequence* Scheduler::find_victim(const Sequence& sequence) {
+  Sequence* pinned = nullptr;
+  for (auto s = sequences_.rbegin(); s != sequences_.rend() && s->get() != &sequence; ++s) {
+    Sequence& other = **s;
+    if (other.status != Status::running) continue;
+    if (other.preemptions < kMaxPreemptions) return &other;
+    if (pinned == nullptr) pinned = &other;
+  }
+  return pinned;
+}
+
 bool Scheduler::reserve(Sequence& sequence, int tokens) {
   while (!cache_.reserve(sequence, tokens)) {
-    const auto youngest = std::find_if(sequences_.rbegin(), sequences_.rend(),
-                                       [](const auto& s) { return s->status == Status::running; });
-    if (youngest == sequences_.rend() || youngest->get() == &sequence) return false;
-    preempt(**youngest);
+    Sequence* victim = find_victim(sequence);
+    if (victim == nullptr) return false;
+    preempt(*victim);
   }
   return true;
 }
@@ -81,12 +95,15 @@ bool Scheduler::add_span(Sequence& sequence, Budget& budget, Schedule& schedule)
   span.sequence = &sequence;
   const int known = static_cast<int>(sequence.tokens.size());
   const bool wants_rows = sequence.wants_rows();
+  int own = 1;
   if (sequence.live) {
     span.start = kFromSlot;
     span.rows = 1;
   } else {
     span.start = sequence.computed;
-    span.rows = std::min(known - sequence.computed, budget.prompt_rows);
+    // One row of a sequence that generates is its slot's own, so that no prompt stalls it.
+    own = sequence.num_generated() > 0 ? 1 : 0;
+    span.rows = std::min(known - sequence.computed, budget.prompt_rows + own);
     if (wants_rows) span.rows = std::min(span.rows, budget.logits_rows);
   }
   if (span.rows <= 0) return false;
@@ -98,7 +115,7 @@ bool Scheduler::add_span(Sequence& sequence, Budget& budget, Schedule& schedule)
   }
   if (!reserve(sequence, sequence.computed + span.rows)) return false;
 
-  if (!sequence.live) budget.prompt_rows -= span.rows;
+  budget.prompt_rows -= std::max(span.rows - own, 0);
   if (wants_rows) budget.logits_rows -= span.rows;
   span.table_begin = sequence.table_sent;
   sequence.table_sent = static_cast<int>(sequence.block_table.size());
@@ -106,52 +123,95 @@ bool Scheduler::add_span(Sequence& sequence, Budget& budget, Schedule& schedule)
   return true;
 }
 
+// A slot and the blocks that hold its first tokens. All that is known of it must fit beside those
+// that run, or it would be computed in vain.
+bool Scheduler::admit(Sequence& sequence, const Sequence* other, Budget& budget,
+                      Schedule& schedule) {
+  if (free_slots_.empty() || budget.prompt_rows == 0) return false;
+  // Looking for a prefix costs time that grows with the prompt: not again before more is free.
+  if (cache_.available_blocks() <= std::max(sequence.refused_with, 0)) return false;
+  BlockCopy copy;
+  if (other != nullptr && other->status == Status::running && sequence.preemptions == 0) {
+    copy = cache_.fork(*other, sequence);
+  }
+  if (sequence.block_table.empty()) cache_.attach(sequence);
+  const int positions =
+      std::min(static_cast<int>(sequence.tokens.size()) + 1, options_.max_context);
+  const int needed = (positions + cache_.block_tokens() - 1) / cache_.block_tokens();
+  const auto held = static_cast<int>(sequence.block_table.size());
+  if (cache_.available_blocks() < needed - held) {
+    cache_.release(sequence);
+    sequence.refused_with = cache_.available_blocks();
+    return false;
+  }
+  sequence.refused_with = -1;
+  const int cached = std::min(sequence.computed, sequence.num_prompt_tokens);
+  sequence.slot = free_slots_.back();
+  free_slots_.pop_back();
+  if (!add_span(sequence, budget, schedule)) {  // no logits row is left for one that wants them all
+    give_back(sequence);
+    return false;
+  }
+  if (copy.target != 0) schedule.copies.push_back(copy);
+  sequence.status = Status::running;
+  if (sequence.preemptions == 0) {
+    sequence.cached_tokens = cached;
+    cached_tokens_ += cached;
+  }
+  return true;
+}
+
 Schedule Scheduler::schedule() {
   Schedule schedule;
   // A row and a logits row of every slot are kept for those that generate.
   Budget budget{options_.prefill_chunk, options_.limits.logits_rows - options_.limits.sequences};
-  std::unordered_set<RequestId> unknown_prompts;  // of those before, whose KV is not complete
   for (const auto& owned : sequences_) {
     Sequence& sequence = *owned;
-    if (cache_.shares() && sequence.computed < sequence.num_prompt_tokens) {
-      unknown_prompts.insert(sequence.id);
-    }
     if (sequence.status == Status::running) {
-      if (!add_span(sequence, budget, schedule) && sequence.live) preempt(sequence);
+      const bool waits = !add_span(sequence, budget, schedule);
+      if (waits && sequence.live && sequence.preemptions < kMaxPreemptions) preempt(sequence);
     } else if (sequence.status == Status::waiting) {
-      // All that is known of it must fit beside those that run, or it would be computed in vain.
-      const int positions =
-          std::min(static_cast<int>(sequence.tokens.size()) + 1, options_.max_context);
-      const int needed = (positions + cache_.block_tokens() - 1) / cache_.block_tokens();
-      if (free_slots_.empty() || budget.prompt_rows == 0) break;
       // The one it waits for is before it, and advances whatever comes after.
-      const RequestId other = sequence.same_prompt_as;
-      if (other != 0 && unknown_prompts.contains(other)) continue;
-      // Looking for a prefix costs time that grows with the prompt: not again before more is free.
-      if (cache_.available_blocks() <= sequence.refused_with) break;
-      cache_.attach(sequence);
-      const auto attached = static_cast<int>(sequence.block_table.size());
-      if (cache_.available_blocks() < needed - attached) {
-        cache_.release(sequence);
-        sequence.refused_with = cache_.available_blocks();
-        break;
+      const Sequence* other =
+          sequence.same_prompt_as != 0 ? find(sequence.same_prompt_as) : nullptr;
+      if (other != nullptr && other->status != Status::finished &&
+          other->computed < other->num_prompt_tokens) {
+        continue;
       }
-      sequence.refused_with = -1;
-      if (sequence.preemptions == 0) {
-        sequence.cached_tokens = std::min(sequence.computed, sequence.num_prompt_tokens);
-        cached_tokens_ += sequence.cached_tokens;
-      }
-      sequence.status = Status::running;
-      sequence.slot = free_slots_.back();
-      free_slots_.pop_back();
-      if (!add_span(sequence, budget, schedule)) {
-        give_back(sequence);
-        sequence.status = Status::waiting;
-        break;
-      }
+      if (!admit(sequence, other, budget, schedule)) break;
     }
   }
   return schedule;
+}
+
+// Appends the token that was chosen and those that are forced to follow. Returns how many.
+int Scheduler::take_token(Sequence& sequence, std::int32_t token) {
+  Constraint* constraint = sequence.constraint.get();
+  const auto end_with = [&](FinishReason reason) {
+    if (reason != FinishReason::running) finish(sequence, reason);
+    return reason != FinishReason::running;
+  };
+  if (constraint != nullptr && constraint->next() == Constraint::Next::ended) {
+    end_with(FinishReason::stop);
+    return 0;
+  }
+  int taken = 0;
+  sequence.live = true;
+  while (true) {
+    if (constraint != nullptr && constraint->next() == Constraint::Next::failed) {
+      sequence.error = constraint->error();
+      end_with(FinishReason::error);
+      return taken;
+    }
+    ++taken;
+    if (end_with(sequence.append(token, options_.max_context))) return taken;
+    if (constraint == nullptr) return taken;
+    // Log-probabilities of forced tokens need a row of logits each.
+    if (!constraint->advance(token)) continue;
+    if (!constraint->forces() || sequence.sampling.logprobs >= 0) return taken;
+    token = constraint->forced_token();
+    sequence.live = false;  // what comes next is known here, and not on the device
+  }
 }
 
 std::vector<Output> Scheduler::commit(const Schedule& schedule, const StepResult& result) {
@@ -169,15 +229,14 @@ std::vector<Output> Scheduler::commit(const Schedule& schedule, const StepResult
     output.num_wanted_rows = span.rows - span.first_logits - (yields_token ? 1 : 0);
     sequence.rows_sent += output.num_wanted_rows;
     if (yields_token) {
-      const std::int32_t token = result.out.id[output.row];
-      const FinishReason reason = sequence.append(token, options_.max_context);
-      sequence.live = true;
-      if (reason != FinishReason::running) finish(sequence, reason);
-      output.num_tokens = 1;
+      output.num_tokens = take_token(sequence, result.out.id[output.row]);
     } else if (span.samples) {
       finish(sequence, FinishReason::length);
     }
-    if (output.num_tokens > 0 || output.num_wanted_rows > 0) outputs.push_back(output);
+    if (output.num_tokens > 0 || output.num_wanted_rows > 0 ||
+        sequence.status == Status::finished) {
+      outputs.push_back(output);
+    }
   }
   return outputs;
 }

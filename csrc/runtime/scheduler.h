@@ -1,11 +1,10 @@
 // Scheduler: decides what the next step computes, and takes back what it found. Owns every
 // Sequence. Sees block ids, slots and token counts; never a device, never the runner. Engine thread
-// only. A sequence begins after the tokens whose KV the cache has. First come, first served: each
-// step gives one row to every sequence that generates, and cuts the prompts of the oldest others to
-// `prefill_chunk` tokens together; only one that waits for the prompt of another (same_prompt_as)
-// lets later ones pass. When blocks run out, the youngest running sequence gives up its
-// KV and waits to be computed again; the pool holds at least one sequence of max_context, so the
-// oldest always advances.
+// only. First come, first served: each step gives one row to every sequence that generates, and
+// cuts the prompts of the oldest others, and what a constraint forces, to `prefill_chunk` rows
+// together. When blocks run out, the youngest running sequence gives up its KV and waits to be
+// computed again, after kMaxPreemptions times only if there is no other; the pool holds at least
+// one sequence of max_context, so the oldest always advances.
 #pragma once
 
 #include <memory>
@@ -16,6 +15,8 @@
 
 namespace mmengine {
 
+constexpr int kMaxPreemptions = 3;
+
 struct SchedulerOptions {
   StepLimits limits;
   int max_context = 0;    // tokens of a sequence, prompt and answer
@@ -24,10 +25,16 @@ struct SchedulerOptions {
 
 struct Output {  // one sequence's share of a commit
   Sequence* sequence = nullptr;
-  int num_tokens = 0;       // the last of sequence->tokens
+  int num_tokens = 0;       // the last of sequence->tokens; > 1: forced ones
   int first_logits = 0;     // row of the StepResult
   int num_wanted_rows = 0;  // prompt rows that the sequence asked for
   int row = 0;              // row of the StepResult that yielded the token
+};
+
+struct SchedulerCounts {
+  int running = 0, waiting = 0;  // waiting: those who gave up their KV, too
+  int queued = 0;                // those who have not begun, and the tokens of their prompts
+  std::int64_t queued_tokens = 0;
 };
 
 class Scheduler {
@@ -40,9 +47,7 @@ class Scheduler {
   std::vector<Output> commit(const Schedule& schedule, const StepResult& result);
   void reap();  // destroys finished sequences
   bool idle() const { return sequences_.empty(); }
-  bool has_unfinished() const;
-  int num_waiting() const;
-  int num_running() const;
+  SchedulerCounts counts() const;
   std::int64_t preemptions() const { return preemptions_; }
   std::int64_t cached_tokens() const { return cached_tokens_; }
 
@@ -50,8 +55,12 @@ class Scheduler {
   struct Budget {
     int prompt_rows, logits_rows;
   };
+  const Sequence* find(RequestId id) const;
+  bool admit(Sequence& sequence, const Sequence* other, Budget& budget, Schedule& schedule);
   bool add_span(Sequence& sequence, Budget& budget, Schedule& schedule);
   bool reserve(Sequence& sequence, int tokens);
+  Sequence* find_victim(const Sequence& sequence);
+  int take_token(Sequence& sequence, std::int32_t token);
   void preempt(Sequence& sequence);
   void give_back(Sequence& sequence);
   void finish(Sequence& sequence, FinishReason reason);

@@ -4,12 +4,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "kernels/params.h"
 #include "mmengine/types.h"
+#include "runtime/constraint.h"
 
 namespace mmengine {
 
@@ -54,9 +56,10 @@ struct Sequence {
   RequestId id = 0;
   SamplingParams sampling;
   std::uint64_t seed = 0;
-  RequestId same_prompt_as = 0;        // waits for the KV of that one's prompt; 0: for nobody's
-  bool logits = false;                 // every prompt row yields logits, nothing is generated
-  std::vector<std::int32_t> stop_ids;  // ending tokens, the model's and the request's
+  RequestId same_prompt_as = 0;            // waits for the KV of that one's prompt; 0: for nobody's
+  bool logits = false;                     // every prompt row yields logits, nothing is generated
+  std::vector<std::int32_t> stop_ids;      // ending tokens, the model's and the request's
+  std::unique_ptr<Constraint> constraint;  // null: any token may follow
 
   // Progress. tokens[0, computed) have true KV.
   std::vector<std::int32_t> tokens;  // prompt, then generated
@@ -68,6 +71,7 @@ struct Sequence {
   // Place
   Status status = Status::waiting;
   FinishReason finish = FinishReason::running;
+  std::string error;  // of FinishReason::error
   int slot = -1;
   bool live = false;  // the slot's pending token is its next one: fed from the device
   std::vector<std::int32_t> block_table;
@@ -103,8 +107,13 @@ struct Span {  // rows of one sequence in one step
   int table_begin = 0;   // block_table entries from here are new to the runner
 };
 
+struct BlockCopy {
+  std::int32_t source = 0, target = 0;
+};
+
 struct Schedule {
   std::vector<Span> spans;
+  std::vector<BlockCopy> copies;  // before any row is written; no source is a target
   bool empty() const { return spans.empty(); }
 };
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -16,22 +17,24 @@ using RequestId = std::uint64_t;
 
 enum class WeightDtype { automatic, f32, bf16, fp8 };  // automatic: as stored
 enum class KvDtype { automatic, f32, bf16 };           // automatic: f32 beside f32 weights, or bf16
-enum class FinishReason { running, stop, length, cancelled };
+enum class FinishReason { running, stop, length, cancelled, error };
 
 struct EngineOptions {
   std::string device = "auto";  // "auto" | "cpu" | "ref" (slow, the specification) | "cuda"
   WeightDtype weight_dtype = WeightDtype::automatic;
   KvDtype kv_dtype = KvDtype::automatic;
-  std::int64_t max_context = 0;       // tokens; 0 = the most that the memory plan allows
-  int max_batch = 0;                  // sequences running at once; 0 = 16
-  int prefill_chunk = 0;              // most prompt tokens computed in one step; 0 = 256
-  std::int64_t kv_blocks = 0;         // size of the KV pool; 0 = the plan's choice
-  std::int64_t memory_bytes = 0;      // what may be used; 0 = what is available now
-  int threads = 0;                    // 0 = the processors this process may use
-  std::optional<std::uint64_t> seed;  // of requests without a seed; absent = from the system
-  bool prefix_cache = true;           // the KV of a prompt's beginning is computed once
-  bool allow_nonfinite = false;       // load weights that hold NaN or infinity
-  std::string instruction_set;        // cpu: "" = the best of this machine | "scalar" | "avx2"
+  std::int64_t max_context = 0;         // tokens; 0 = the most that the memory plan allows
+  int max_batch = 0;                    // sequences running at once; 0 = 16
+  int max_waiting = 0;                  // requests that have not begun; 0 = 16384
+  std::int64_t max_waiting_tokens = 0;  // their prompts' tokens together; 0 = no limit
+  int prefill_chunk = 0;                // most prompt tokens computed in one step; 0 = 256
+  std::int64_t kv_blocks = 0;           // size of the KV pool; 0 = the plan's choice
+  std::int64_t memory_bytes = 0;        // what may be used; 0 = what is available now
+  int threads = 0;                      // 0 = the processors this process may use
+  std::optional<std::uint64_t> seed;    // of requests without a seed; absent = from the system
+  bool prefix_cache = true;             // the KV of a prompt's beginning is computed once
+  bool allow_nonfinite = false;         // load weights that hold NaN or infinity
+  std::string instruction_set;          // cpu: "" = the best of this machine | "scalar" | "avx2"
   std::function<void(double fraction)> progress;  // while loading; may throw to stop
 };
 
@@ -52,11 +55,29 @@ struct SamplingParams {
   std::vector<std::int32_t> stop_token_ids;
 };
 
+// What tokens may follow, in one answer: a grammar, a list of choices. Called by one thread at a
+// time, in the order of the answer's tokens; by a thread of the engine, while the model computes.
+// An exception ends the request with FinishReason::error.
+class TokenConstraint {
+ public:
+  virtual ~TokenConstraint() = default;
+  // Sets all words, ceil(vocab_size / 32) of them. Bit t % 32 of word t / 32: t may be next. No
+  // bit: the answer ends here, with FinishReason::stop.
+  virtual void mask(std::uint32_t* bits, std::size_t num_words) = 0;
+  virtual bool accept(std::int32_t token) = 0;  // advance; false, and unchanged, if not allowed
+  virtual void rollback(int num_tokens) = 0;    // undo the last accepts
+  virtual std::unique_ptr<TokenConstraint> clone() const = 0;  // in the same state
+  // The tokens that must be next, if that is known: they are taken without being sampled.
+  virtual std::vector<std::int32_t> forced() { return {}; }
+};
+
 struct Request {
   std::vector<std::int32_t> token_ids;
   SamplingParams sampling;
-  std::string cache_salt;  // KV is shared only among requests with equal salts
-  bool logits = false;     // no generation: the logits of every prompt token reach the sink
+  std::unique_ptr<TokenConstraint> constraint;  // null: any token may follow
+  std::string cache_salt;                       // KV is shared only among requests with equal salts
+  bool logits = false;    // no generation: the logits of every prompt token reach the sink
+  double deadline_s = 0;  // seconds from submit until it ends with "cancelled"; 0 = none
   // A request submitted before, or 0: this one waits until that one's prompt is computed, to begin
   // from its KV instead of computing the same beside it. It need not be the same prompt.
   RequestId same_prompt_as = 0;
@@ -76,9 +97,10 @@ struct Usage {
 struct StepOutput {
   RequestId id = 0;
   const std::int32_t* token_ids = nullptr;  // an ending token is included
-  std::size_t num_tokens = 0;
-  const TokenLogprob* logprobs = nullptr;  // [num_tokens, num_logprobs], the chosen token first
-  std::size_t num_logprobs = 0;            // 1 + alternatives; 0: none asked for
+  std::size_t num_tokens = 0;               // several: those that a constraint forces
+  // [num_tokens, num_logprobs], the chosen token first; such outputs have one token at most.
+  const TokenLogprob* logprobs = nullptr;
+  std::size_t num_logprobs = 0;  // 1 + alternatives; 0: none asked for
   // Of the prompt tokens that follow those of earlier outputs, the first of all left out:
   // [num_prompt_rows, num_prompt_logprobs], the prompt's token first.
   const TokenLogprob* prompt_logprobs = nullptr;
@@ -86,6 +108,7 @@ struct StepOutput {
   const float* logits = nullptr;  // [num_logits_rows, vocab_size]
   std::size_t num_logits_rows = 0;
   FinishReason finish = FinishReason::running;
+  std::string error;  // of FinishReason::error: what went wrong
   Usage usage;
 };
 

@@ -5,7 +5,7 @@ Errors are the classes of mmengine.errors. The GIL is free while an engine loads
 
 import enum
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, Self, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ class FinishReason(enum.Enum):
     stop = 1
     length = 2
     cancelled = 3
+    error = 4
 
 class EngineOptions:
     def __init__(self) -> None: ...
@@ -35,6 +36,8 @@ class EngineOptions:
     max_context: int
     max_batch: int
     prefill_chunk: int
+    max_waiting: int
+    max_waiting_tokens: int
     kv_blocks: int
     memory_bytes: int
     threads: int
@@ -62,6 +65,19 @@ class SamplingParams:
     ignore_eos: bool
     stop_token_ids: list[int]
 
+@type_check_only
+class TokenConstraint(Protocol):
+    """Which tokens may follow in one answer; called by threads of the engine."""
+
+    def fill_mask(self, bits: NDArray[np.uint32]) -> None:
+        """Sets all words: bit t % 32 of word t / 32 means that t may be next; no bit: the end."""
+    def accept(self, token: int) -> bool:
+        """Goes on; False, and nothing changes, if the token is not allowed."""
+    def rollback(self, num_tokens: int) -> None: ...
+    def clone(self) -> Self: ...
+    def forced(self) -> list[int]:
+        """The tokens that must be next, if that is known."""
+
 class StepOutput:
     @property
     def id(self) -> int: ...
@@ -77,6 +93,9 @@ class StepOutput:
         """float32 [rows, vocab_size], once; None if the request did not ask for logits."""
     @property
     def finish(self) -> FinishReason: ...
+    @property
+    def error(self) -> str:
+        """What went wrong, where finish is "error"."""
     @property
     def prompt_tokens(self) -> int: ...
     @property
@@ -200,6 +219,8 @@ class Engine:
         logits: bool = False,
         cache_salt: str = "",
         same_prompt_as: int = 0,
+        constraint: TokenConstraint | None = None,
+        deadline_s: float = 0.0,
     ) -> int: ...
     def step(self) -> tuple[bool, list[StepOutput]]:
         """One step; false = nothing left to do. One thread at a time."""

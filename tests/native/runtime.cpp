@@ -81,6 +81,7 @@ class Harness {
     out["cu_logits"] = copy(b.cu_logits, batch_.sequences + 1);
     out["logits_row"] = copy(b.logits_row, batch_.logits_rows);
     out["table_update"] = copy(b.table_update, 3 * batch_.table_updates);
+    out["copy"] = copy(b.copy, 2 * batch_.copies);
     py::list bans, given, ids;
     for (int e = 0; e < batch_.logits_rows; ++e) {
       const SampleRow& row = input.row[e];

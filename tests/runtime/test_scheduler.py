@@ -48,6 +48,10 @@ class Device:
         self.table = [{} for _ in range(slots)]
 
     def step(self, batch):
+        pairs = batch["copy"].reshape(-1, 2).tolist()
+        assert not {source for source, _ in pairs} & {target for _, target in pairs}
+        for source, target in pairs:
+            self.kv[target] = list(self.kv[source])
         updates = batch["table_update"].reshape(-1, 3)
         for slot, index, block in updates.tolist():
             assert block != 0, "the scrap block was handed out"
@@ -322,13 +326,17 @@ def test_without_sharing_nothing_stays():
 
 @pytest.mark.parametrize("share", [True, False])
 def test_one_prompt_is_computed_for_all_who_wait_for_it(share):
-    """Five tokens in blocks of two, in steps of two: the others begin after the fourth."""
+    """Six tokens in blocks of two, in steps of two: the others compute the sixth, in a copy of the
+    third block, whether prefixes are kept or not.
+    """
     harness = Harness(
         num_blocks=40, block_tokens=2, slots=4, max_context=16, prefill_chunk=2, share=share
     )
     device = Device(40, 2, 4)
     for request in (1, 2, 3):
-        harness.submit(request, [7, 8, 9, 10, 11], max_tokens=4, same_prompt_as=int(request > 1))
+        harness.submit(
+            request, [7, 8, 9, 10, 11, 12], max_tokens=4, same_prompt_as=int(request > 1)
+        )
     harness.submit(4, [1], max_tokens=20)
     first, order = {}, []
     while (batch := harness.schedule()) is not None:
@@ -338,10 +346,10 @@ def test_one_prompt_is_computed_for_all_who_wait_for_it(share):
         harness.commit(device.step(batch))
     texts = {tuple(state["tokens"]) for state in harness.sequences() if state["id"] < 4}
     assert len(texts) == 1
-    assert first == {1: 0, 2: 4 if share else 0, 3: 4 if share else 0, 4: 0}
-    if share:
-        assert order[:3] == [[1], [1], [1, 4]], "who waits lets others pass"
-        assert order[3] == [1, 2, 3, 4]
+    assert first == {1: 0, 2: 5, 3: 5, 4: 0}
+    assert order[:3] == [[1], [1], [1]], "three chunks of the prompt"
+    assert order[3] == [1, 2, 3], "the next step's rows are theirs"
+    assert order[4] == [1, 2, 3, 4]
 
 
 def test_a_request_does_not_wait_for_one_that_is_gone():

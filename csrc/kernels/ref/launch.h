@@ -31,6 +31,7 @@ void gemm(TensorView x, const float* x_scale, const Weight& weight, TensorView o
 
 // ---- a step --------------------------------------------------------------------------------
 
+void copy_blocks(const CopyBlocksParams& p);
 void begin(const BeginParams& p, int block_tokens);
 void embed(const EmbedParams& p);
 // qkv: [R, (num_heads + 2 num_kv_heads) head_dim], rotated in place.

@@ -1,6 +1,7 @@
 // One logits row -> one id. All filters keep a prefix of the candidates in descending order of
 // their logits (ids ascending on ties), so only as much of that order is made as a draw needs.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -37,6 +38,13 @@ float highest(const float* logits, std::int64_t n) {
   return *std::max_element(best, best + kLanes);
 }
 
+// The lowest id of the mask: what is chosen where none of its logits is a number.
+std::int32_t first_allowed(const std::uint32_t* mask) {
+  std::int32_t word = 0;
+  while (mask[word] == 0) ++word;
+  return word * 32 + std::countr_zero(mask[word]);
+}
+
 std::int32_t greedy(const float* logits, std::int64_t n, float maximum) {
   for (std::int64_t i = 0; i < n; ++i) {
     if (logits[i] == maximum) return static_cast<std::int32_t>(i);
@@ -70,15 +78,30 @@ class Descending {
   std::size_t sorted_ = 0;
 };
 
-std::int32_t draw(const float* logits, std::int64_t n, float maximum, const SampleRow& row,
-                  double u, SampleScratch& scratch) {
-  std::vector<Candidate>& candidates = scratch.candidates;
-  candidates.clear();
-  candidates.reserve(static_cast<std::size_t>(n));
-  scratch.weights.reserve(static_cast<std::size_t>(n));
-  for (std::int64_t i = 0; i < n; ++i) {
+// The numbers of the row whose bit of the mask is set, or all where there is no mask, ids
+// ascending.
+void gather(const float* logits, std::int64_t n, const std::uint32_t* mask,
+            std::vector<Candidate>& candidates) {
+  const auto take = [&](std::int64_t i) {
     if (!std::isnan(logits[i])) candidates.push_back({logits[i], static_cast<std::int32_t>(i)});
+  };
+  candidates.clear();
+  if (mask == nullptr) {
+    candidates.reserve(static_cast<std::size_t>(n));
+    for (std::int64_t i = 0; i < n; ++i) take(i);
+    return;
   }
+  for (std::int64_t first = 0; first < n; first += 32) {
+    for (std::uint32_t bits = mask[first / 32]; bits != 0; bits &= bits - 1) {
+      const std::int64_t i = first + std::countr_zero(bits);
+      if (i < n) take(i);
+    }
+  }
+}
+
+// Of candidates that are gathered; `maximum` is their highest logit.
+std::int32_t draw(float maximum, const SampleRow& row, double u, SampleScratch& scratch) {
+  std::vector<Candidate>& candidates = scratch.candidates;
   if (row.top_k > 0 && static_cast<std::size_t>(row.top_k) < candidates.size()) {
     std::nth_element(candidates.begin(), candidates.begin() + row.top_k, candidates.end(), before);
     candidates.resize(static_cast<std::size_t>(row.top_k));
@@ -179,6 +202,32 @@ double uniform(std::uint64_t seed, std::int64_t position) {
   return static_cast<double>(h >> 11) * 0x1p-53;
 }
 
+namespace {
+
+// Of the logits as bias, penalties and bans left them; `maximum` is the highest one before.
+std::int32_t choose(const SampleParams& p, const SampleRow& row, std::int64_t e, float maximum,
+                    SampleScratch& scratch) {
+  const float* logits = p.logits.as<float>() + e * p.logits.row_stride;
+  const std::int64_t n = p.logits.shape[1];
+  const std::uint32_t* mask = row.mask_begin < 0 ? nullptr : p.input.mask + row.mask_begin;
+  std::vector<Candidate>& candidates = scratch.candidates;
+  if (mask != nullptr) {
+    gather(logits, n, mask, candidates);
+    if (candidates.empty()) return first_allowed(mask);
+    const Candidate best = *std::min_element(candidates.begin(), candidates.end(), before);
+    if (row.temperature == 0 || best.logit == -kInfinity) return best.id;
+    maximum = best.logit;
+  } else {
+    if (!scratch.changed.empty()) maximum = highest(logits, n);
+    if (row.temperature == 0 || maximum == -kInfinity) return greedy(logits, n, maximum);
+    gather(logits, n, nullptr, candidates);
+  }
+  const std::int64_t position = p.step.positions[p.step.logits_row[e]];
+  return draw(maximum, row, uniform(row.seed, position), scratch);
+}
+
+}  // namespace
+
 void sample_row(const SampleParams& p, std::int64_t e, SampleScratch& scratch) {
   const SampleRow& row = p.input.row[e];
   float* logits = p.logits.as<float>() + e * p.logits.row_stride;
@@ -195,13 +244,7 @@ void sample_row(const SampleParams& p, std::int64_t e, SampleScratch& scratch) {
   std::int32_t id = row.given;
   if (id < 0) {
     adjust(p.input, row, logits, scratch.changed);
-    if (!scratch.changed.empty()) maximum = highest(logits, n);
-    if (row.temperature == 0 || maximum == -kInfinity) {
-      id = greedy(logits, n, maximum);
-    } else {
-      const std::int64_t position = p.step.positions[p.step.logits_row[e]];
-      id = draw(logits, n, maximum, row, uniform(row.seed, position), scratch);
-    }
+    id = choose(p, row, e, maximum, scratch);
     // Backwards, so that an id changed twice gets its first value.
     for (auto c = scratch.changed.rbegin(); c != scratch.changed.rend(); ++c) {
       logits[c->id] = c->logit;

@@ -1,5 +1,6 @@
 // What frames a step: begin resolves ids and positions from the slots, accept moves the slots on.
 #include <algorithm>
+#include <cstring>
 
 #include "base/check.h"
 #include "kernels/ref/launch.h"
@@ -40,6 +41,16 @@ void check_input(const BeginParams& p) {
 }
 
 }  // namespace
+
+void copy_blocks(const CopyBlocksParams& p) {
+  for (int i = 0; i < p.count; ++i) {
+    const std::int64_t source = p.pairs[2 * i], target = p.pairs[2 * i + 1];
+    MM_CHECK(source > 0 && target > 0 && source != target, "copy_blocks", "pairs[", i,
+             "]: expected two blocks, got ", source, " and ", target);
+    std::memcpy(p.kv.data + target * p.kv.block_bytes, p.kv.data + source * p.kv.block_bytes,
+                static_cast<std::size_t>(p.kv.block_bytes));
+  }
+}
 
 void begin(const BeginParams& p, int block_tokens) {
   check_input(p);
