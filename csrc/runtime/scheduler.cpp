@@ -165,12 +165,15 @@ Schedule Scheduler::schedule() {
   Schedule schedule;
   // A row and a logits row of every slot are kept for those that generate.
   Budget budget{options_.prefill_chunk, options_.limits.logits_rows - options_.limits.sequences};
+  // Nobody begins before one that waits for room, or in the step in which another gave it up.
+  bool closed = false;
+  const std::int64_t preemptions = preemptions_;
   for (const auto& owned : sequences_) {
     Sequence& sequence = *owned;
     if (sequence.status == Status::running) {
       const bool waits = !add_span(sequence, budget, schedule);
       if (waits && sequence.live && sequence.preemptions < kMaxPreemptions) preempt(sequence);
-    } else if (sequence.status == Status::waiting) {
+    } else if (sequence.status == Status::waiting && !closed && preemptions_ == preemptions) {
       // The one it waits for is before it, and advances whatever comes after.
       const Sequence* other =
           sequence.same_prompt_as != 0 ? find(sequence.same_prompt_as) : nullptr;
@@ -178,7 +181,7 @@ Schedule Scheduler::schedule() {
           other->computed < other->num_prompt_tokens) {
         continue;
       }
-      if (!admit(sequence, other, budget, schedule)) break;
+      closed = !admit(sequence, other, budget, schedule);
     }
   }
   return schedule;
