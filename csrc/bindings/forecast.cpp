@@ -1,4 +1,4 @@
-// census and forecast_cpu for Python: plain dicts, made once and read by mmengine.engine.
+// census and forecast_cpu for Python: plain dicts, made once and read by mmengine.forecast.
 #include "mmengine/forecast.h"
 
 #include <pybind11/pybind11.h>

@@ -38,7 +38,8 @@ from mmengine.outputs import (
 from mmengine.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from mmengine.engine import Engine, inspect
+    from mmengine.core import inspect
+    from mmengine.engine import Engine
     from mmengine.model_plan import ModelPlan, plan
 
 __version__ = "0.1.0"
@@ -79,10 +80,14 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The engine is imported when it is first asked for: `mm-run --help` need not wait for it."""
-    if name in ("Engine", "inspect"):
-        from mmengine import engine
+    if name == "Engine":
+        from mmengine.engine import Engine
 
-        return getattr(engine, name)
+        return Engine
+    if name == "inspect":
+        from mmengine.core import inspect
+
+        return inspect
     if name in ("ModelPlan", "plan"):
         from mmengine import model_plan
 

@@ -81,7 +81,7 @@ def pickle_error(path: Path) -> UnsupportedModelError:
 
 def open_checkpoint(directory: Path) -> Source:
     """Opens and checks everything but the weights; the loader's warnings are logged."""
-    from mmengine.engine import inspect
+    from mmengine.core import inspect
 
     found = inspect(directory)
     for warning in found["warnings"]:

@@ -1,4 +1,4 @@
-"""Engine: text in, text out, on the C++ core. The only module that imports `_core`.
+"""Engine: text in, text out, on the C++ core. See core.py for what is between.
 
 Any thread may use an engine; several engines may live in one process. Prompts are text, token ids
 (a list of ints is one prompt) or chat messages; a list of prompts is a batch.
@@ -16,15 +16,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
-from mmengine import _core, cache
+from mmengine import cache
 from mmengine.answer import AnswerStream
+from mmengine.core import (
+    KV_DTYPES,
+    WEIGHT_DTYPES,
+    EngineOptions,
+    core_params,
+    load_core,
+    scoring_params,
+)
 from mmengine.driver import Deltas, Driver, Handle
 from mmengine.efforts import EffortPolicy
 from mmengine.errors import ModelFormatError, RequestError, UsageError
 from mmengine.messages import quoted
 from mmengine.options import boolean, choice, count, integer, refuse, text
 from mmengine.outputs import ChatReply, Completion, Delta, EngineStats, MemoryPlan
-from mmengine.progress import bar, stepwise
 from mmengine.prompts import Message, Prompt, in_batch, is_one_prompt, token_ids
 from mmengine.request import (
     ChatArguments,
@@ -34,7 +41,7 @@ from mmengine.request import (
     check_one_answer,
     prepare,
 )
-from mmengine.sampling import SamplingParams, answer_seed
+from mmengine.sampling import SamplingParams
 from mmengine.vocabulary import load_chat_format, load_tokenizer
 
 if TYPE_CHECKING:
@@ -45,18 +52,6 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger("mmengine")
-
-WEIGHT_DTYPES = {
-    "auto": _core.WeightDtype.automatic,
-    "f32": _core.WeightDtype.f32,
-    "bf16": _core.WeightDtype.bf16,
-    "fp8": _core.WeightDtype.fp8,
-}
-KV_DTYPES = {
-    "auto": _core.KvDtype.automatic,
-    "f32": _core.KvDtype.f32,
-    "bf16": _core.KvDtype.bf16,
-}
 
 
 class Engine:
@@ -114,7 +109,7 @@ class Engine:
         refuse("tensor_parallel", tensor_parallel, 1)
         if deterministic is not None and not boolean("deterministic", deterministic):
             raise UsageError("deterministic: the cpu backend is always deterministic")
-        options = _core.EngineOptions()
+        options = EngineOptions()
         options.device = text("device", device)
         options.weight_dtype = choice("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         options.kv_dtype = choice("kv_dtype", kv_dtype, KV_DTYPES)
@@ -138,7 +133,7 @@ class Engine:
         wish = "f32" if weight_dtype == "f32" else "bf16"
         self.path: Path = cache.resolve_model(self.model_name, weight_dtype=wish, progress=progress)
         self.tokenizer: AnyTokenizer | None = load_tokenizer(self.path)
-        core = _load(self.path, options, progress)
+        core = load_core(self.path, options, progress)
         self._driver = Driver(core)
         self._close = weakref.finalize(self, self._driver.close)
         self._core = core
@@ -286,7 +281,7 @@ class Engine:
         Nothing is checked or computed before the first block is asked for.
         """
         ids = token_ids(prompt_ids, self.vocab_size)
-        handle = self._driver.submit(ids, _core.SamplingParams(), AnswerStream(None), logits=True)
+        handle = self._driver.submit(ids, scoring_params(), AnswerStream(None), logits=True)
         yield from handle.logits()
 
     def _generate(
@@ -326,7 +321,7 @@ class Engine:
     def _submit(self, made: Request, notify: Callable[[], None] | None = None) -> Iterator[Handle]:
         first = 0  # the request that computes the prompt for the others
         for index in range(made.params.n or 1):
-            core = _core_params(made.params, made.ends, index)
+            core = core_params(made.params, made.ends, index)
             handle = self._driver.submit(
                 made.ids, core, made.new_answer(), notify=notify, same_prompt_as=first
             )
@@ -387,83 +382,3 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a checkpoint directory holds: layout, config, tensors under the engine's names.
-
-    `kind` is "model" or "draft head"; `quantization` "none" or "fp8, ..." as stored; `vision` the
-    sizes of a vision tower, or None. Reads its config and the headers of its files, and of the
-    weights only activation scales. A tensor's `dtype` is the stored one.
-    """
-    info = _core.inspect(os.fspath(path))
-    config = {
-        name: getattr(info, name)
-        for name in (
-            "architecture",
-            "hidden_size",
-            "intermediate_size",
-            "vocab_size",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "max_context",
-            "rope_theta",
-            "rope_factor",
-            "rope_original_context",
-            "rope_attention_factor",
-            "rope_beta_fast",
-            "rope_beta_slow",
-            "rope_truncate",
-            "rope_scaling_beta",
-            "rope_scaling_context",
-            "norm_eps",
-            "tied_embeddings",
-            "eos_ids",
-        )
-    }
-    return {
-        "kind": info.kind,
-        "layout": info.layout,
-        "config": config,
-        "weight_dtype": info.weight_dtype,
-        "quantization": info.quantization,
-        "vision": info.vision,
-        "tensors": [
-            {"name": name, "dtype": dtype, "shape": shape} for name, dtype, shape in info.tensors
-        ],
-        "bytes": info.weights_bytes,
-        "warnings": info.warnings,
-    }
-
-
-def _load(path: Path, options: _core.EngineOptions, progress: bool | None) -> _core.Engine:
-    info = _core.inspect(str(path))
-    with bar("load", info.weights_bytes, progress) as advance:
-        options.progress = stepwise(advance, info.weights_bytes)
-        return _core.Engine(str(path), options)
-
-
-def _core_params(
-    params: SamplingParams, ends: tuple[int, ...], index: int = 0
-) -> _core.SamplingParams:
-    """Of answer `index` of n; the prompt's log-probabilities come with the first."""
-    core = _core.SamplingParams()
-    core.max_tokens = -1 if params.max_tokens is None else params.max_tokens
-    core.min_tokens = params.min_tokens or 0
-    core.temperature = params.temperature or 0.0
-    core.top_p = 1.0 if params.top_p is None else params.top_p
-    core.min_p = params.min_p or 0.0
-    core.top_k = params.top_k or 0
-    core.seed = answer_seed(params.seed, index)
-    repetition = params.repetition_penalty
-    core.repetition_penalty = 1.0 if repetition is None else repetition
-    core.frequency_penalty = params.frequency_penalty or 0.0
-    core.presence_penalty = params.presence_penalty or 0.0
-    core.logit_bias = list((params.logit_bias or {}).items())
-    core.logprobs = -1 if params.logprobs is None else params.logprobs
-    core.prompt_logprobs = -1 if params.prompt_logprobs is None or index else params.prompt_logprobs
-    core.ignore_eos = bool(params.ignore_eos)
-    core.stop_token_ids = [*(params.stop_token_ids or ()), *(() if params.ignore_eos else ends)]
-    return core

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine import _core
-from mmengine.engine import KV_DTYPES, WEIGHT_DTYPES
+from mmengine.core import KV_DTYPES, WEIGHT_DTYPES
 from mmengine.options import choice, count
 
 

@@ -160,7 +160,7 @@ def _config(copy: _Copy) -> _Answer:
 
 
 def _loader(copy: _Copy) -> _Answer:
-    from mmengine.engine import inspect
+    from mmengine.core import inspect
 
     found = inspect(copy.path)
     told = copy.census["warnings"] if copy.census is not None else []

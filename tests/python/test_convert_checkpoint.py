@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import tiny_model
-from mmengine import engine
+from mmengine import inspect
 from mmengine.convert import convert
 from mmengine.convert_tokenizer import build_tokenizer
 from mmengine.engine import Engine
@@ -321,7 +321,7 @@ def test_what_mistral_has_no_words_for_stays_as_it_is(tmp_path: Path) -> None:
     config["rope_parameters"] |= {"truncate": False, "attention_factor": 1.3}
     tiny_model.write_json(path, config)
     out = convert(tmp_path / "in", tmp_path / "out", "f32")
-    assert engine.inspect(out)["config"]["rope_attention_factor"] == 1.3
+    assert inspect(out)["config"]["rope_attention_factor"] == 1.3
     assert logits_of(out) == logits_of(tmp_path / "in")
 
 
@@ -334,8 +334,8 @@ def test_fp8_stays_as_it_is(tmp_path: Path, layout: str, activations: str, scale
     source = make_tiny_model(tmp_path / "in", layout=layout, **options)
     native = make_tiny_model(tmp_path / "native", layout="mistral", **options)
     out = convert(source, tmp_path / "out", "fp8")
-    assert engine.inspect(out)["quantization"] == f"fp8, {activations} activations"
-    assert engine.inspect(out)["vision"] is None
+    assert inspect(out)["quantization"] == f"fp8, {activations} activations"
+    assert inspect(out)["vision"] is None
     made, stored = (values_of(path / "consolidated.safetensors") for path in (out, native))
     layers = [name for name in stored if name.startswith("layers.")]
     assert sum(name.endswith("qscale_act") for name in layers) == (

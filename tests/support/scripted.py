@@ -116,12 +116,12 @@ def scripted_engine(
 ) -> tuple[mmengine.Engine, ScriptedCore]:
     """An engine on `directory` whose answers are script(ids of the prompt), and its core."""
     cores: list[ScriptedCore] = []
-    load = engine_module._load
+    load = engine_module.load_core
 
     def scripted(*args: Any) -> Any:
         cores.append(ScriptedCore(load(*args), script, steps))
         return cores[0]
 
-    with patch.object(engine_module, "_load", scripted):
+    with patch.object(engine_module, "load_core", scripted):
         made = mmengine.Engine(directory, **{"device": "cpu", "threads": 1, **options})
     return made, cores[0]

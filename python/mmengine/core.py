@@ -1,0 +1,118 @@
+"""The C++ core as the rest of the package sees it: tables of words, options, parameters, loading.
+
+Only this file and forecast.py import `_core`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mmengine import _core
+from mmengine.progress import bar, stepwise
+from mmengine.sampling import SamplingParams, answer_seed
+
+CoreEngine = _core.Engine
+EngineOptions = _core.EngineOptions
+
+WEIGHT_DTYPES = {
+    "auto": _core.WeightDtype.automatic,
+    "f32": _core.WeightDtype.f32,
+    "bf16": _core.WeightDtype.bf16,
+    "fp8": _core.WeightDtype.fp8,
+}
+KV_DTYPES = {
+    "auto": _core.KvDtype.automatic,
+    "f32": _core.KvDtype.f32,
+    "bf16": _core.KvDtype.bf16,
+}
+
+
+def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a checkpoint directory holds: layout, config, tensors under the engine's names.
+
+    `kind` is "model" or "draft head"; `quantization` "none" or "fp8, ..." as stored; `vision` the
+    sizes of a vision tower, or None. Reads its config and the headers of its files, and of the
+    weights only activation scales. A tensor's `dtype` is the stored one.
+    """
+    info = _core.inspect(os.fspath(path))
+    config = {
+        name: getattr(info, name)
+        for name in (
+            "architecture",
+            "hidden_size",
+            "intermediate_size",
+            "vocab_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "max_context",
+            "rope_theta",
+            "rope_factor",
+            "rope_original_context",
+            "rope_attention_factor",
+            "rope_beta_fast",
+            "rope_beta_slow",
+            "rope_truncate",
+            "rope_scaling_beta",
+            "rope_scaling_context",
+            "norm_eps",
+            "tied_embeddings",
+            "eos_ids",
+        )
+    }
+    return {
+        "kind": info.kind,
+        "layout": info.layout,
+        "config": config,
+        "weight_dtype": info.weight_dtype,
+        "quantization": info.quantization,
+        "vision": info.vision,
+        "tensors": [
+            {"name": name, "dtype": dtype, "shape": shape} for name, dtype, shape in info.tensors
+        ],
+        "bytes": info.weights_bytes,
+        "warnings": info.warnings,
+    }
+
+
+def load_core(path: Path, options: EngineOptions, progress: bool | None) -> CoreEngine:
+    """The engine of a directory, with a bar while it loads."""
+    info = _core.inspect(str(path))
+    with bar("load", info.weights_bytes, progress) as advance:
+        options.progress = stepwise(advance, info.weights_bytes)
+        return _core.Engine(str(path), options)
+
+
+def core_params(
+    params: SamplingParams, ends: tuple[int, ...], index: int = 0
+) -> _core.SamplingParams:
+    """`params` for answer `index` of n, which `ends`, too, end.
+
+    The prompt's log-probabilities come with the first answer.
+    """
+    core = _core.SamplingParams()
+    core.max_tokens = -1 if params.max_tokens is None else params.max_tokens
+    core.min_tokens = params.min_tokens or 0
+    core.temperature = params.temperature or 0.0
+    core.top_p = 1.0 if params.top_p is None else params.top_p
+    core.min_p = params.min_p or 0.0
+    core.top_k = params.top_k or 0
+    core.seed = answer_seed(params.seed, index)
+    repetition = params.repetition_penalty
+    core.repetition_penalty = 1.0 if repetition is None else repetition
+    core.frequency_penalty = params.frequency_penalty or 0.0
+    core.presence_penalty = params.presence_penalty or 0.0
+    core.logit_bias = list((params.logit_bias or {}).items())
+    core.logprobs = -1 if params.logprobs is None else params.logprobs
+    core.prompt_logprobs = -1 if params.prompt_logprobs is None or index else params.prompt_logprobs
+    core.ignore_eos = bool(params.ignore_eos)
+    core.stop_token_ids = [*(params.stop_token_ids or ()), *(() if params.ignore_eos else ends)]
+    return core
+
+
+def scoring_params() -> _core.SamplingParams:
+    """Those of a request for logits, which generates nothing."""
+    return _core.SamplingParams()
