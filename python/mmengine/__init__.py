@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mmengine.core import inspect
     from mmengine.engine import Engine
     from mmengine.model_plan import ModelPlan, plan
+    from mmengine.pending import PendingRequest
 
 __version__ = "0.1.0"
 
@@ -63,6 +64,7 @@ __all__ = [
     "ModelPlan",
     "OutputError",
     "OverloadedError",
+    "PendingRequest",
     "RequestError",
     "ResourceError",
     "SamplingParams",
@@ -88,6 +90,10 @@ def __getattr__(name: str) -> Any:
         from mmengine.core import inspect
 
         return inspect
+    if name == "PendingRequest":
+        from mmengine.pending import PendingRequest
+
+        return PendingRequest
     if name in ("ModelPlan", "plan"):
         from mmengine import model_plan
 

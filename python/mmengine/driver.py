@@ -1,8 +1,8 @@
 """Driver: the one thread that steps a core engine, and the requests that wait for it.
 
-Requests come from any thread; their results are put into queues by the driver's thread, which is
-never interrupted by signals. It holds no reference to the Engine object, so that an engine nobody
-uses any more is closed.
+Requests come from any thread; their results are put into the queues of their handles by the
+driver's thread, which is never interrupted by signals. It holds no reference to the Engine object,
+so that an engine nobody uses any more is closed.
 """
 
 from __future__ import annotations
@@ -10,167 +10,16 @@ from __future__ import annotations
 import os
 import queue
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from mmengine.errors import EngineDeadError, ForkError
-from mmengine.outputs import Delta, TokenLogprob, Usage
+from mmengine.handle import Handle
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from mmengine.answer import AnswerStream
-
-
-class Handle:
-    """One submitted request: its results, in order, from the driver's thread."""
-
-    def __init__(
-        self,
-        driver: Driver,
-        answer: AnswerStream,
-        notify: Callable[[], None] | None = None,
-        scores_prompt: bool = False,
-    ) -> None:
-        """notify: called by the driver's thread after each result. scores_prompt: the first Delta
-        has prompt_logprobs.
-        """
-        self.id = 0
-        self._driver = driver
-        self._answer = answer
-        self._notify = notify
-        self._queue: queue.SimpleQueue[Delta | NDArray[np.float32] | BaseException] = (
-            queue.SimpleQueue()
-        )
-        self._tokens = 0
-        # Until the first Delta takes them.
-        self._prompt_logprobs: list[TokenLogprob | None] | None = [None] if scores_prompt else None
-        self._ended = False  # read and written by the consumer
-
-    @property
-    def ready(self) -> bool:
-        """Whether next_delta() would not wait."""
-        return self._ended or not self._queue.empty()
-
-    def next_delta(self) -> Delta | None:
-        """The next one, when it is there; None after the last."""
-        while not self._ended:
-            item = self._next()
-            if isinstance(item, Delta):
-                self._ended = item.finish_reason is not None
-                return item
-        return None
-
-    def logits(self) -> Iterator[NDArray[np.float32]]:
-        """Blocks of logits [rows, vocab_size], in the order of the prompt."""
-        try:
-            while not self._ended:
-                item = self._next()
-                if isinstance(item, Delta):
-                    self._ended = item.finish_reason is not None
-                else:
-                    yield item
-        finally:
-            self.cancel()
-
-    def cancel(self) -> None:
-        """Ends the request if it runs; its blocks are given back within two steps."""
-        if not self._ended:
-            self._driver.cancel(self.id)
-
-    def _next(self) -> Delta | NDArray[np.float32]:
-        self._driver.check_process()
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            self._ended = True
-            raise item
-        return item
-
-    # Called by the driver's thread.
-
-    def fail(self, error: BaseException) -> None:
-        """Ends the request: `error` is raised where its results are awaited."""
-        self._put(error)
-
-    def receive(self, output: Any, finish: str | None) -> bool:
-        """Takes what a step added; true when the request has ended."""
-        if (logits := output.take_logits()) is not None:
-            self._put(logits)
-        if self._prompt_logprobs is not None:
-            rows: list[list[tuple[int, float]]] = output.prompt_logprobs
-            self._prompt_logprobs += [TokenLogprob(*row[0], top=row[1:]) for row in rows]
-            if not output.token_ids and finish is None:
-                return False
-        prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, None
-        answer = self._answer
-        piece, taken = answer.push(output.token_ids)
-        token_ids: list[int] = output.token_ids[:taken]
-        self._tokens += taken
-        if answer.stopped and finish is None:
-            self._driver.finish(self.id)
-        if answer.stopped:
-            finish = "stop"
-        usage = None
-        if finish is not None:
-            rest = answer.finish()
-            piece.text += rest.text
-            piece.reasoning += rest.reasoning
-            for call in rest.tool_calls:
-                piece.add_tool_call(call)
-            finish = answer.finish_reason(finish)
-            usage = Usage(
-                output.prompt_tokens,
-                self._tokens,
-                cached_tokens=output.cached_tokens,
-                reasoning_tokens=answer.reasoning_tokens,
-            )
-        pairs: list[tuple[int, float]] = output.logprobs
-        logprobs = [TokenLogprob(*pairs[0], top=pairs[1:])] if pairs else None
-        delta = Delta(
-            piece.text, token_ids, logprobs, finish, usage, piece.reasoning, piece.tool_calls,
-            prompt_logprobs, time.monotonic(),
-        )  # fmt: skip
-        self._put(delta)
-        return finish is not None
-
-    def _put(self, item: Delta | NDArray[np.float32] | BaseException) -> None:
-        self._queue.put(item)
-        if self._notify is not None:
-            self._notify()
-
-
-class Deltas:
-    """An answer as it grows. close(), or dropping it at any point, cancels what is not computed.
-
-    `owner`, the engine, is not closed before its last stream is dropped.
-    """
-
-    def __init__(self, handle: Handle, owner: object) -> None:
-        self._handle = handle
-        self._owner = owner
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Delta:
-        try:
-            delta = self._handle.next_delta()
-        except BaseException:  # KeyboardInterrupt, too: nobody will ask for more
-            self.close()
-            raise
-        if delta is None:
-            raise StopIteration
-        return delta
-
-    def close(self) -> None:
-        """Cancels the rest of the answer. Idempotent."""
-        self._handle.cancel()
-
-    def __del__(self) -> None:
-        self.close()
+    from mmengine.handle import Item
 
 
 class Driver:
@@ -197,19 +46,19 @@ class Driver:
         token_ids: list[int],
         params: Any,
         answer: AnswerStream,
-        logits: bool = False,
-        notify: Callable[[], None] | None = None,
-        same_prompt_as: int = 0,
+        deliver: Callable[[Item], None],
+        **options: Any,
     ) -> Handle:
-        """Queues a request; one with the same prompt as another begins after it, from its KV.
+        """Queues a request, whose results are given to `deliver` on the driver's thread.
 
-        Raises RequestError, OverloadedError, EngineDeadError.
+        options: the further ones of the core's submit. Raises RequestError, OverloadedError,
+        EngineDeadError.
         """
         self.check_process()
-        handle = Handle(self, answer, notify, scores_prompt=params.prompt_logprobs >= 0)
+        handle = Handle(self, answer, deliver, scores_prompt=params.prompt_logprobs >= 0)
         with self._work:
             self._check_alive()
-            handle.id = self._core.submit(token_ids, params, logits, same_prompt_as=same_prompt_as)
+            handle.id = self._core.submit(token_ids, params, **options)
             self._handles[handle.id] = handle
             self._wake()
         return handle

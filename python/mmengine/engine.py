@@ -11,13 +11,14 @@ import logging
 import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
 from mmengine import cache
 from mmengine.answer import AnswerStream
+from mmengine.batch import Batch, check_context, naming
 from mmengine.core import (
     KV_DTYPES,
     WEIGHT_DTYPES,
@@ -26,13 +27,15 @@ from mmengine.core import (
     load_core,
     scoring_params,
 )
-from mmengine.driver import Deltas, Driver, Handle
+from mmengine.driver import Driver
 from mmengine.efforts import EffortPolicy
-from mmengine.errors import ModelFormatError, RequestError, UsageError
+from mmengine.errors import ModelFormatError, UsageError
+from mmengine.handle import Deltas, Inbox
 from mmengine.messages import quoted
 from mmengine.options import boolean, choice, count, integer, refuse, text
 from mmengine.outputs import ChatReply, Completion, Delta, EngineStats, MemoryPlan
-from mmengine.prompts import Message, Prompt, in_batch, is_one_prompt, token_ids
+from mmengine.pending import PendingRequest, Results, loop_waker
+from mmengine.prompts import Message, Prompt, is_conversation, is_one_prompt, token_ids
 from mmengine.request import (
     ChatArguments,
     ChatOptions,
@@ -42,12 +45,14 @@ from mmengine.request import (
     prepare,
 )
 from mmengine.sampling import SamplingParams
+from mmengine.terms import Terms
 from mmengine.vocabulary import load_chat_format, load_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from mmengine.handle import Handle, Item
     from mmengine.vocabulary import AnyChatFormat, AnyTokenizer
 
 
@@ -167,6 +172,9 @@ class Engine:
         self,
         prompts: Prompt,
         params: SamplingParams | None = None,
+        *,
+        cache_salt: str | None = None,
+        deadline: float | None = None,
         **options: Unpack[ChatArguments],
     ) -> Completion: ...
     @overload
@@ -174,24 +182,32 @@ class Engine:
         self,
         prompts: Sequence[Prompt],
         params: SamplingParams | None = None,
+        *,
+        cache_salt: str | None = None,
+        deadline: float | None = None,
         **options: Unpack[ChatArguments],
     ) -> list[Completion]: ...
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | None = None,
+        *,
+        cache_salt: str | None = None,
+        deadline: float | None = None,
         **options: Unpack[ChatArguments],
     ) -> Completion | list[Completion]:
         """The answer to one prompt, or the answers to a list of prompts, in its order.
 
         With n > 1 in `params` a Completion is the first answer and has the rest in `others`.
-        options: those of chat(), where the prompts are chat messages. Raises RequestError naming
-        the field; of a list of prompts prompts[i], before any is answered.
+        A list may be longer than the queue: its prompts are submitted as there is room. Keywords:
+        those of submit(); the deadline is that of the whole call. Raises RequestError naming the
+        field, of a list of prompts prompts[i], before any is answered; OverloadedError if the queue
+        takes none of them.
         """
-        chat = ChatOptions(**options)
+        terms, chat = Terms.of(cache_salt, deadline), ChatOptions(**options)
         if is_one_prompt(prompts):
-            return self._generate([prompts], params, chat)[0]
-        return self._generate(list(prompts), params, chat, batch=True)
+            return self._generate([prompts], params, chat, terms)[0]
+        return self._generate(list(prompts), params, chat, terms, is_list=True)
 
     def chat(
         self,
@@ -204,6 +220,8 @@ class Engine:
         response_format: Mapping[str, Any] | None = None,
         continue_final: bool = False,
         effort_policy: EffortPolicy = "strict",
+        cache_salt: str | None = None,
+        deadline: float | None = None,
     ) -> ChatReply:
         """The assistant's answer to chat messages in the OpenAI shape.
 
@@ -213,6 +231,7 @@ class Engine:
             its default. effort_policy: "strict", or "clamp" for the nearest one it knows.
         response_format: None or {"type": "text"}.
         continue_final: the last message, the assistant's, is left open to go on.
+        cache_salt, deadline: as in submit().
         Stop texts apply to the content, its white space before a call included, not to the thought
         or to calls. With n > 1 in `params` the reply is the first answer and has the rest in
         `others`. Raises RequestError naming messages[i], tools[j] or the field.
@@ -225,49 +244,87 @@ class Engine:
             continue_final=continue_final,
             effort_policy=effort_policy,
         )
+        terms = Terms.of(cache_salt, deadline)
         check_conversation(messages)
-        return ChatReply.of(self._generate([messages], params, options)[0])
+        return ChatReply.of(self._generate([messages], params, options, terms)[0])
 
     def stream(
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
+        *,
+        cache_salt: str | None = None,
+        deadline: float | None = None,
         **options: Unpack[ChatArguments],
     ) -> Deltas:
         """The answer to one prompt, Delta by Delta; dropping the iterator cancels the rest.
 
-        options: those of chat(), where the prompt is chat messages.
+        Keywords: those of submit(). Raises OverloadedError if the queue is full.
         """
-        return Deltas(self._submit_one(prompt, params, ChatOptions(**options)), self)
+        terms = Terms.of(cache_salt, deadline)
+        return Deltas(self._submit_one(prompt, params, ChatOptions(**options), terms), self)
 
     async def astream(
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
+        *,
+        cache_salt: str | None = None,
+        deadline: float | None = None,
         **options: Unpack[ChatArguments],
     ) -> AsyncIterator[Delta]:
         """stream() for `async for`; the request is made when the first Delta is asked for.
 
         Cancelling the task that waits, or aclose(), cancels the rest.
         """
-        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
-
-        def notify() -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(arrived.set)
-
-        handle = self._submit_one(prompt, params, ChatOptions(**options), notify)
+        terms = Terms.of(cache_salt, deadline)
+        arrived = asyncio.Event()
+        wake = loop_waker(arrived)
+        inbox = self._submit_one(prompt, params, ChatOptions(**options), terms, wake)
         try:
             while True:
-                while not handle.ready:
+                while not inbox.ready:
                     arrived.clear()  # set in this very loop: nothing is missed in between
                     await arrived.wait()
-                delta = handle.next_delta()
+                delta = inbox.next_delta()
                 if delta is None:
                     return
                 yield delta
         finally:
-            handle.cancel()
+            inbox.cancel()
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        cache_salt: str | None = None,
+        deadline: float | None = None,
+        **options: Unpack[ChatArguments],
+    ) -> PendingRequest:
+        """Queues one prompt and returns at once; see PendingRequest for what it gives.
+
+        Unlike a stream it goes on when nobody reads it, as with concurrent.futures.
+        cache_salt: at most 256 bytes; KV is shared only among requests with equal ones (None = "").
+        deadline: seconds from now, after which the request, be it waiting or running, ends with
+            finish_reason "cancelled" and what it has; None = no limit.
+        options: those of chat(), where the prompt is chat messages.
+        Raises RequestError naming the field, OverloadedError if the queue is full.
+        """
+        terms = Terms.of(cache_salt, deadline)
+        made = self._prepare(prompt, params, ChatOptions(**options))
+        results = Results(made.params.n or 1)
+        handles: list[Handle] = []
+        try:
+            for index in range(results.open):
+                first = handles[0].id if handles else 0
+                deliver = results.of(index)
+                handles.append(self._submit_answer(terms, made, index, first, deliver))
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+        return PendingRequest(handles, results, made.ids, is_conversation(prompt), self)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """float32 [tokens, vocab_size]: row i holds the logits of the token after token_ids[i]."""
@@ -281,63 +338,63 @@ class Engine:
         Nothing is checked or computed before the first block is asked for.
         """
         ids = token_ids(prompt_ids, self.vocab_size)
-        handle = self._driver.submit(ids, scoring_params(), AnswerStream(None), logits=True)
-        yield from handle.logits()
+        inbox = Inbox()
+        inbox.handle = self._driver.submit(
+            ids, scoring_params(), AnswerStream(None), inbox.put, logits=True
+        )
+        yield from inbox.logits()
 
     def _generate(
         self,
         prompts: list[Any],
         params: SamplingParams | None,
         options: ChatOptions,
-        batch: bool = False,
+        terms: Terms,
+        is_list: bool = False,
     ) -> list[Completion]:
-        answers: list[tuple[Request, list[Handle]]] = []  # by prompt
-        try:
-            for at, prompt in enumerate(prompts):
-                try:
-                    made = self._prepare(prompt, params, options)
-                    answers.append((made, []))
-                    for handle in self._submit(made):
-                        answers[-1][1].append(handle)  # at once: the next may be refused
-                except RequestError as error:
-                    if batch:
-                        raise in_batch(error, at) from error
-                    raise
-            done = [
-                [Completion.of(list(Deltas(handle, self)), made.ids) for handle in handles]
-                for made, handles in answers
-            ]
-            return [first.with_others(others) for first, *others in done]
-        finally:
-            for _, handles in answers:
-                for handle in handles:
-                    handle.cancel()
+        made: list[Request] = []
+        for at, prompt in enumerate(prompts):
+            with naming(at if is_list else None):
+                made.append(self._prepare(prompt, params, options))
+                check_context(made[-1], self.max_context)
+        submit = partial(self._submit_answer, terms)
+        return Batch(submit, is_list).run(made)
 
     def _prepare(
         self, prompt: Prompt, params: SamplingParams | None, options: ChatOptions
     ) -> Request:
         return prepare(prompt, params, options, self.tokenizer, self.chat_format, self.vocab_size)
 
-    def _submit(self, made: Request, notify: Callable[[], None] | None = None) -> Iterator[Handle]:
-        first = 0  # the request that computes the prompt for the others
-        for index in range(made.params.n or 1):
-            core = core_params(made.params, made.ends, index)
-            handle = self._driver.submit(
-                made.ids, core, made.new_answer(), notify=notify, same_prompt_as=first
-            )
-            first = first or handle.id
-            yield handle
+    def _submit_answer(
+        self,
+        terms: Terms,
+        made: Request,
+        index: int,
+        same_prompt_as: int,
+        deliver: Callable[[Item], None],
+    ) -> Handle:
+        return self._driver.submit(
+            made.ids,
+            core_params(made.params, made.ends, index),
+            made.new_answer(),
+            deliver,
+            same_prompt_as=same_prompt_as,
+            cache_salt=terms.cache_salt,
+        )
 
     def _submit_one(
         self,
         prompt: Prompt,
         params: SamplingParams | None,
         options: ChatOptions,
+        terms: Terms,
         notify: Callable[[], None] | None = None,
-    ) -> Handle:
+    ) -> Inbox:
         made = self._prepare(prompt, params, options)
         check_one_answer(made.params)
-        return next(self._submit(made, notify))
+        inbox = Inbox(notify)
+        inbox.handle = self._submit_answer(terms, made, 0, 0, inbox.put)
+        return inbox
 
     # ---- the engine itself -------------------------------------------------------------------
 

@@ -243,12 +243,17 @@ def assistant_message(
     return message
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EngineStats:
-    """Counts since the engine was loaded, and the KV cache's blocks now.
+    """Counts since the engine was loaded; requests and blocks of the KV cache as they are now.
 
-    cached_tokens: of prompt_tokens, those that were not computed because their KV was there.
-    Blocks: free + used + cached = total; cached ones belong to no running request.
+    steps: computed so far. prompt_tokens: of all requests that were taken; cached_tokens: of these,
+    the ones that were not computed because their KV was there. generated_tokens: given out or
+    dropped by a cancellation. preemptions: how often a running request gave its KV up for an older
+    one, to be computed again later.
+    requests_running: being computed; requests_waiting: in the queue, preempted ones among them.
+    Blocks: free + used + cached = total; used ones hold KV of running requests, cached ones of no
+    request any more, and give way when room is needed.
     """
 
     steps: int
@@ -262,6 +267,26 @@ class EngineStats:
     kv_blocks_cached: int
     requests_running: int
     requests_waiting: int
+
+    @property
+    def cache_hit_rate(self) -> float:
+        """Of the prompt tokens, the part that was in the cache; 0 to 1."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+    @property
+    def kv_usage(self) -> float:
+        """Of the KV cache, the part that running requests use; 0 to 1."""
+        return self.kv_blocks_used / self.kv_blocks_total
+
+    def __repr__(self) -> str:
+        return (
+            f"<EngineStats: {self.requests_running} running, {self.requests_waiting} waiting; "
+            f"KV blocks {self.kv_blocks_used} used, {self.kv_blocks_cached} cached, "
+            f"{self.kv_blocks_free} free of {self.kv_blocks_total}; "
+            f"tokens {self.prompt_tokens} prompt ({self.cache_hit_rate:.0%} cached), "
+            f"{self.generated_tokens} generated in {self.steps} steps; "
+            f"{self.preemptions} preemptions>"
+        )
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class ScriptedCore:
         return getattr(self.real, name)
 
     def submit(
-        self, token_ids: list[int], params: Any, logits: bool, same_prompt_as: int = 0
+        self, token_ids: list[int], params: Any, logits: bool = False, **options: Any
     ) -> int:
         assert not logits
         self.submitted.append((token_ids, params))
