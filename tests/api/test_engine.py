@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +13,7 @@ import pytest
 import mmengine
 from mmengine import errors
 from support.outcomes import greedy, outcome, sampled
+from support.scripts import run_script
 
 Tiny = Callable[..., str]
 PROMPT = [3, 14, 15, 92, 65, 35, 89, 79]
@@ -25,20 +23,6 @@ def used_blocks_return_to_zero(engine: mmengine.Engine) -> bool:
     """Giving up a request may take effect with the next step, so one is made."""
     engine.generate([1, 2], greedy(max_tokens=2))
     return engine.stats().kv_blocks_used == 0
-
-
-def run_script(script: str, *arguments: str) -> str:
-    """Runs a Python program in a process of its own; its stdout. Fails with its stderr."""
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        # A new thread may open a new heap of the C library: that would look like a leak.
-        env={**os.environ, "MALLOC_ARENA_MAX": "2"},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_one_prompt_one_completion_a_list_a_list(engine: mmengine.Engine) -> None:
