@@ -363,6 +363,7 @@ class Engine:
     def _prepare(
         self, prompt: Prompt, params: SamplingParams | None, options: ChatOptions
     ) -> Request:
+        self._driver.check_process()
         return prepare(prompt, params, options, self.tokenizer, self.chat_format, self.vocab_size)
 
     def _submit_answer(

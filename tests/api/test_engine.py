@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 import mmengine
 from mmengine import errors
 from support.outcomes import greedy, outcome, sampled
-from support.scripts import run_script
 
 Tiny = Callable[..., str]
 PROMPT = [3, 14, 15, 92, 65, 35, 89, 79]
@@ -152,26 +150,6 @@ def test_interrupt_in_a_consumer(engine: mmengine.Engine) -> None:
     assert used_blocks_return_to_zero(engine)
 
 
-def test_many_threads_at_once(engine: mmengine.Engine, prompts: list[list[int]]) -> None:
-    expected = [outcome(engine.generate(prompt, sampled())) for prompt in prompts]
-    results: dict[tuple[int, int], Any] = {}
-
-    def work(thread: int) -> None:
-        for turn in range(3):
-            for i in range(len(prompts)):
-                at = (i + thread) % len(prompts)
-                results[thread, turn * 7 + at] = outcome(engine.generate(prompts[at], sampled()))
-
-    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 4 * 3 * 7
-    for (_, key), result in results.items():
-        assert result == expected[key % 7]
-
-
 def test_two_engines_do_not_know_each_other(tiny: Tiny) -> None:
     with mmengine.Engine(tiny(), device="cpu") as alone:
         expected = alone.generate(PROMPT, greedy()).token_ids
@@ -223,71 +201,6 @@ def test_stats_count(tiny: Tiny) -> None:
     assert stats.prompt_tokens == len(PROMPT) + 3
     assert stats.kv_blocks_used == 0
     assert stats.preemptions == 0
-
-
-GROWTH = """
-import sys, time, psutil, mmengine
-params = mmengine.SamplingParams(max_tokens=8, temperature=0.0)
-def cycle():
-    engine = mmengine.Engine(sys.argv[1], device="cpu", threads=2)
-    engine.generate([1, 2, 3], params)
-    next(engine.stream([1, 2, 3], params))
-    engine.close()
-for _ in range(10):
-    cycle()
-before = psutil.Process().memory_info().rss
-threads = psutil.Process().num_threads()
-for _ in range(50):
-    cycle()
-grown = psutil.Process().memory_info().rss - before
-deadline = time.monotonic() + 10  # a joined thread may still be on its way out of the kernel
-while psutil.Process().num_threads() > threads and time.monotonic() < deadline:
-    time.sleep(0.01)
-print(grown, psutil.Process().num_threads() - threads)
-"""
-
-
-def test_create_and_close_do_not_grow(tiny: Tiny) -> None:
-    grown_bytes, more_threads = map(int, run_script(GROWTH, tiny()).split())
-    assert grown_bytes <= 8 * 2**20
-    assert more_threads == 0
-
-
-FORK = """
-import os, sys, mmengine
-from mmengine.errors import ForkError
-params = mmengine.SamplingParams(max_tokens=8, temperature=0.0)
-engine = mmengine.Engine(sys.argv[1], device="cpu", threads=2)
-before = engine.generate([1, 2, 3], params).token_ids
-child = os.fork()
-if child == 0:
-    status = 1
-    try:
-        engine.generate([1, 2, 3], params)
-    except ForkError as error:
-        status = 0 if "spawn" in str(error) else 2
-    os._exit(status)
-status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-assert status == 0, f"the child ended with {status}"
-assert engine.generate([1, 2, 3], params).token_ids == before
-engine.close()
-"""
-
-
-def test_use_after_fork(tiny: Tiny) -> None:
-    run_script(FORK, tiny())
-
-
-EXIT = """
-import sys, mmengine
-engine = mmengine.Engine(sys.argv[1], device="cpu", threads=2)
-stream = engine.stream([1, 2, 3], mmengine.SamplingParams(max_tokens=200, temperature=0.0))
-next(stream)
-"""
-
-
-def test_interpreter_exit_with_a_live_stream(tiny: Tiny) -> None:
-    assert run_script(EXIT, tiny()) == ""
 
 
 def test_nothing_is_printed(tiny: Tiny, capfd: pytest.CaptureFixture[str]) -> None:
