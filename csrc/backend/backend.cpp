@@ -53,8 +53,10 @@ void check_row_scale(const char* op, const Weight& weight, const float* scale) {
 }
 
 void check_kv(const char* op, const KvView& kv, const BackendTraits& traits) {
-  MM_CHECK(kv.dtype == DType::f32 || kv.dtype == DType::bf16, op, "kv: expected f32 or bf16, got ",
-           dtype_name(kv.dtype));
+  MM_CHECK(kv.dtype == DType::f32 || kv.dtype == DType::bf16 || kv.dtype == DType::e4m3, op,
+           "kv: expected f32, bf16 or e4m3, got ", dtype_name(kv.dtype));
+  MM_CHECK(kv.dtype != DType::e4m3 || kv.saturated != nullptr, op,
+           "kv: saturated: expected a counter for e4m3, got null");
   MM_CHECK(kv.num_kv_heads > 0 && kv.head_dim > 0 && kv.head_dim % 2 == 0, op,
            "kv: expected heads of even width, got ", kv.num_kv_heads, " of ", kv.head_dim);
   MM_CHECK(kv.block_tokens == traits.block_tokens(), op, "kv: block_tokens: expected ",

@@ -55,7 +55,8 @@ class Task {
     span_.scores = q + cpu::round_up(scratch.queries * head_dim, 16);
     auto* visible = reinterpret_cast<std::int32_t*>(span_.scores + scratch.queries * kBlockTokens);
     span_.visible = visible;
-    own_ = reinterpret_cast<float*>(visible + cpu::round_up(scratch.queries, 16));
+    span_.wide = reinterpret_cast<float*>(visible + cpu::round_up(scratch.queries, 16));
+    own_ = span_.wide + cpu::kv_head_elements(head_dim);
     span_.queries = (group.end - group.begin) * heads_;
     for (std::int32_t r = group.begin; r < group.end; ++r) {
       const float* row = p.q.as<float>() + r * p.q.row_stride + kv_head * heads_ * head_dim;
@@ -115,7 +116,8 @@ AttentionScratch::AttentionScratch(Carver& carver, std::int64_t num_heads,
       num_spans(spans_of(context_tokens)),
       state_floats(cpu::round_up(queries * (cpu::padded_head(head_dim) + 2), 16)),
       thread_floats(cpu::round_up(queries * head_dim, 16) + queries * kBlockTokens +
-                    cpu::round_up(queries, 16) + 2 * state_floats),
+                    cpu::round_up(queries, 16) + cpu::kv_head_elements(head_dim) +
+                    2 * state_floats),
       of_threads(carver.floats(thread_floats * threads)),
       states(carver.floats(std::min(rows, kSplitRows) * num_kv_heads * num_spans * state_floats)) {}
 

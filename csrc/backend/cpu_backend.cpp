@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 
 #include "backend/cpu_attention.h"
@@ -43,6 +45,14 @@ void store_head(const KvView& kv, std::byte* head, std::int64_t slot, const floa
   }
 }
 
+// k and v of one row. Rows are stored by several threads at once, so only what is found is added.
+void count_saturated(const KvView& kv, const float* row) {
+  const std::int64_t elements = 2 * std::int64_t{kv.num_kv_heads} * kv.head_dim;
+  const auto found =
+      std::count_if(row, row + elements, [](float x) { return std::fabs(x) > kMaxE4m3; });
+  if (found > 0) std::atomic_ref(*kv.saturated).fetch_add(found, std::memory_order_relaxed);
+}
+
 void rope_store_row(const NormQkvRopeStoreParams& p, std::int64_t r, float* qkv) {
   const KvView& kv = p.kv;
   const std::int64_t head_dim = kv.head_dim, width = p.q.shape[1];
@@ -67,10 +77,13 @@ void rope_store_row(const NormQkvRopeStoreParams& p, std::int64_t r, float* qkv)
     const float* v = k + kv.num_kv_heads * head_dim;
     if (kv.dtype == DType::f32) {
       store_head<float>(kv, head, in_block, k, v, [](float x) { return x; });
-    } else {
+    } else if (kv.dtype == DType::bf16) {
       store_head<std::uint16_t>(kv, head, in_block, k, v, f32_to_bf16);
+    } else {
+      store_head<std::uint8_t>(kv, head, in_block, k, v, f32_to_e4m3);
     }
   }
+  if (kv.dtype == DType::e4m3) count_saturated(kv, qkv + width);
 }
 
 // out[k] = column `id % 32` of its packed block, with the row's scale.

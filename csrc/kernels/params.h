@@ -74,8 +74,11 @@ struct RopeTable {
 struct KvView {  // one layer of the pool; the order inside a block is the backend's own
   std::byte* data = nullptr;  // block b lies at data + b * block_bytes; block 0 is scrap
   std::int64_t block_bytes = 0;
-  DType dtype = DType::bf16;  // f32 or bf16
+  // f32, bf16 or e4m3: the value itself, clamped to +-448 and rounded to the nearest code, ties to
+  // even (model-spec 2.5 with a scale of 1). NaN stays NaN.
+  DType dtype = DType::bf16;
   int block_tokens = 0, num_kv_heads = 0, head_dim = 0;
+  std::int64_t* saturated = nullptr;  // of e4m3: += elements of k and v that were clamped
 };
 
 // ---- a step --------------------------------------------------------------------------------

@@ -20,9 +20,11 @@ from kernel_support import (
     stored,
 )
 
+from mmengine import errors
 from support.compare import assert_close
 
 EPS = 1e-5
+KV_DTYPES = ["f32", "bf16", "e4m3"]
 HIDDEN = 24
 
 
@@ -46,8 +48,28 @@ class Layer:
         normed = rms_norm(x, self.gain, EPS)
         q, k, v = ((normed @ p.T).reshape(n, -1, self.head_dim) for p in self.parts)
         q, k = (rotate(a, self.cos[:n], self.sin[:n]) for a in (q, k))
-        k, v = (stored(a, kv_dtype)[1] if kv_dtype == "bf16" else a for a in (k, v))
+        k, v = (in_cache(a, kv_dtype) for a in (k, v))
         return attend(q, k, v, self.scale, 0).reshape(n, -1)
+
+    def cached(self, x: Any) -> Any:
+        """Every element of k and v of one sequence, before the cache rounds it."""
+        normed = rms_norm(x, self.gain, EPS)
+        k, v = (normed @ p.T for p in self.parts[1:])
+        heads = k.reshape(len(x), -1, self.head_dim)
+        rotated = rotate(heads, self.cos[: len(x)], self.sin[: len(x)])
+        return np.concatenate([rotated.reshape(-1), v.reshape(-1)])
+
+    def scale_cached(self, factor: float) -> None:
+        """Multiplies k and v; the scores stay as they are."""
+        self.parts[1:] = [stored(p * factor, "f32")[1] for p in self.parts[1:]]
+        self.scale /= factor
+
+
+def in_cache(x: Any, kv_dtype: str) -> Any:
+    """What the cache gives back for float64 values."""
+    if kv_dtype == "f32":
+        return x
+    return stored(np.clip(x, -448, 448) if kv_dtype == "e4m3" else x, kv_dtype)[1]
 
 
 class Run:
@@ -95,7 +117,7 @@ def sequences(lengths: list[int], seed: int = 0) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize(("kv_dtype", "bound"), [("f32", 1e-5), ("bf16", 3e-3)])
+@pytest.mark.parametrize(("kv_dtype", "bound"), [("f32", 1e-5), ("bf16", 3e-3), ("e4m3", 1e-5)])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "lengths", "chunk"),
     [
@@ -126,7 +148,7 @@ def test_attention(
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_a_row_is_the_same_however_the_step_is_cut(name: str, kv_dtype: str) -> None:
     layer = Layer(6, 2, 24)
     xs = sequences([40, 7, 290, 33], seed=1)
@@ -143,7 +165,7 @@ def test_a_row_is_the_same_however_the_step_is_cut(name: str, kv_dtype: str) -> 
             assert same_bits(row, whole[2][position : position + 1]), (threads, position)
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_levels_agree_bit_for_bit(kv_dtype: str) -> None:
     layer = Layer(4, 2, 34)
     xs = sequences([280, 45], seed=2)
@@ -153,21 +175,56 @@ def test_levels_agree_bit_for_bit(kv_dtype: str) -> None:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_kv_in_bf16_is_rounded_to_nearest_even(name: str) -> None:
-    layer = Layer(2, 2, 16)
+@pytest.mark.parametrize("kv_dtype", ["bf16", "e4m3"])
+def test_kv_is_clamped_and_rounded_to_nearest_even(name: str, kv_dtype: str) -> None:
+    layer = Layer(64, 64, 16)
+    spread = 2.0 ** np.linspace(-13, 12, 64 * 16)  # of e4m3: from below all codes to beyond them
+    layer.parts[2] = stored(layer.parts[2] * spread[:, None], "f32")[1]
     xs = sequences([1])
     exact = Run(layer, name, 1, "f32", 1, 1).prefill(xs, 1)[0]
-    rounded = Run(layer, name, 1, "bf16", 1, 1).prefill(xs, 1)[0]
-    assert np.array_equal(rounded, stored(exact, "bf16")[1])  # one position: its value itself
+    rounded = Run(layer, name, 1, kv_dtype, 1, 1).prefill(xs, 1)[0]
+    expected = in_cache(exact, kv_dtype)
+    assert np.array_equal(rounded, expected)  # one position: its value itself
+    if kv_dtype == "e4m3":
+        assert len(np.unique(np.abs(expected))) > 100
+        assert {0.0, 2.0**-9, 448.0} <= set(np.abs(expected).ravel().tolist())
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_nan_of_one_sequence_stays_there(name: str) -> None:
+@pytest.mark.parametrize("clamped", [0, 1, 700])
+def test_clamped_elements_are_counted(name: str, clamped: int) -> None:
+    layer = Layer(4, 2, 26)
+    xs = sequences([40, 33], seed=4)
+    sizes = np.sort(np.abs(np.concatenate([layer.cached(x) for x in xs])))[::-1]
+    # 448 comes to lie between two neighbours in the order of their sizes.
+    largest = sizes[0] * 2 if clamped == 0 else np.sqrt(sizes[clamped - 1] * sizes[clamped])
+    layer.scale_cached(448 / largest)
+    for threads, chunk in ((1, 40), (2, 7), (3, 40)):
+        run = Run(layer, name, threads, "e4m3", 2, 40)
+        got = run.prefill(xs, chunk)
+        assert run.pool.saturated == clamped, (threads, chunk)
+        for s, x in enumerate(xs):
+            assert_close(got[s], layer.expected(x, "e4m3"), 1e-5, f"{name} sequence {s}")
+    run.prefill(xs, 40)
+    assert run.pool.saturated == 2 * clamped  # of all steps so far
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_nan_of_one_sequence_stays_there(name: str, kv_dtype: str) -> None:
     layer = Layer(4, 2, 16)
     xs = sequences([50, 40], seed=3)
-    clean = Run(layer, name, 2, "f32", 2, 50).prefill(xs, 50)
+    clean = Run(layer, name, 2, kv_dtype, 2, 50).prefill(xs, 50)
     xs[0][20, 3] = np.nan
-    got = Run(layer, name, 2, "f32", 2, 50).prefill(xs, 50)
+    run = Run(layer, name, 2, kv_dtype, 2, 50)
+    got = run.prefill(xs, 50)
+    assert run.pool.saturated == 0
     assert same_bits(got[0][:20], clean[0][:20])
     assert np.isnan(got[0][20:]).all()
     assert same_bits(got[1], clean[1])
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_other_types_of_kv_are_refused(name: str) -> None:
+    with pytest.raises(errors.EngineDeadError, match="kv: expected f32, bf16 or e4m3, got f16"):
+        Run(Layer(2, 2, 16), name, 1, "f16", 1, 1).prefill(sequences([1]), 1)

@@ -74,6 +74,7 @@ struct PackedWeight {
 struct Pool {  // blocks of one layer, filled with 0xff: NaN
   Buffer buffer;
   KvView view;
+  std::int64_t saturated = 0;
 };
 
 struct SlotArrays {
@@ -179,7 +180,8 @@ class TestBackend {
                   dtype_of(dtype),
                   block_tokens(),
                   kv_heads,
-                  head_dim};
+                  head_dim,
+                  &pool->saturated};
     return pool;
   }
 
@@ -404,7 +406,7 @@ PYBIND11_MODULE(MM_MODULE, m) {
   m.def("uniform", &ref::uniform);
   m.def("available_processors", &available_processors);
   py::class_<PackedWeight>(m, "PackedWeight");
-  py::class_<Pool>(m, "Pool");
+  py::class_<Pool>(m, "Pool").def_readonly("saturated", &Pool::saturated);
   const auto ints = [](const std::vector<std::int32_t>& v) {
     return Ints(static_cast<py::ssize_t>(v.size()), v.data());
   };

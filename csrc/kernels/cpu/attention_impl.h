@@ -85,6 +85,19 @@ inline void score(const AttendSpan& s, const T* keys, int query, int count) {
   if (count == 1) multiply<1, 4>(q, s.head_dim, b, s.head_dim, out, kBlockTokens, false);
 }
 
+// The K of a block, then the V of its first n positions, as f32: each code is widened once for all
+// queries. Behind n nothing is read.
+inline const float* block_values(const AttendSpan& s, const std::uint8_t* block, std::int64_t n) {
+  const std::int64_t codes = s.head_dim * kBlockTokens + n * padded_head(s.head_dim);
+  widen(block, round_up(codes, 32), s.wide);
+  return s.wide;
+}
+
+template <class T>
+inline const T* block_values(const AttendSpan&, const T* block, std::int64_t) {
+  return block;
+}
+
 template <class T>
 void attend(const AttendSpan& s) {
   const std::int64_t width = padded_head(s.head_dim);
@@ -102,8 +115,10 @@ void attend(const AttendSpan& s) {
       const std::int64_t n = s.visible[query] - position;
       return n < kBlockTokens ? n : std::int64_t{kBlockTokens};
     };
-    const T* keys = reinterpret_cast<const T*>(s.head + s.blocks[block] * s.block_bytes);
-    const T* values = keys + s.head_dim * kBlockTokens;
+    const auto* keys =
+        block_values(s, reinterpret_cast<const T*>(s.head + s.blocks[block] * s.block_bytes),
+                     begin < s.queries ? seen(s.queries - 1) : 0);
+    const auto* values = keys + s.head_dim * kBlockTokens;
     for (int query = begin, count; query < s.queries; query += count) {
       const std::int64_t n = seen(query);
       count = 1;
@@ -118,8 +133,13 @@ void attend(const AttendSpan& s) {
 void attend_span(const AttendSpan& s) {
   if (s.dtype == DType::f32) {
     attend<float>(s);
-  } else {
+  } else if (s.dtype == DType::bf16) {
     attend<std::uint16_t>(s);
+  } else {  // widened codes are values / kScaleFactor
+    AttendSpan codes = s;
+    codes.scale *= kScaleFactor;
+    attend<std::uint8_t>(codes);
+    rescale(s.state.values, s.queries * padded_head(s.head_dim), kScaleFactor);
   }
 }
 

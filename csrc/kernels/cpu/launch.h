@@ -51,6 +51,7 @@ struct AttendSpan {             // state = softmax partials over the positions o
   const std::int32_t* blocks;  // block table of the sequence
   std::int64_t first_block, end_block;
   float* scores;  // [queries, kBlockTokens] scratch
+  float* wide;    // [kv_head_elements(head_dim)] scratch of e4m3: a block as f32
   SoftmaxState state;
 };
 

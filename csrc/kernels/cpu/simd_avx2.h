@@ -105,6 +105,29 @@ inline void load_weights(const std::uint8_t* p, F8* w) {
   w[3].v = _mm256_cvtph_ps(_mm256_extracti128_si256(high, 1));
 }
 
+// n e4m3 codes -> value / 256, in order, by the way of f16 as above; n is a multiple of 32.
+inline void widen(const std::uint8_t* codes, std::int64_t n, float* out) {
+  const __m256i mask = _mm256_set1_epi16(static_cast<std::int16_t>(0xbf80u));
+  __m256i largest = _mm256_setzero_si256();  // of the codes without their signs
+  for (std::int64_t i = 0; i < n; i += 32) {
+    const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i));
+    largest = _mm256_max_epu8(largest, _mm256_add_epi8(c, c));
+    const __m256i low = _mm256_unpacklo_epi8(_mm256_setzero_si256(), c);  // codes 0-7, 16-23
+    const __m256i high = _mm256_unpackhi_epi8(_mm256_setzero_si256(), c);
+    const __m256i a = _mm256_and_si256(_mm256_srai_epi16(low, 1), mask);
+    const __m256i b = _mm256_and_si256(_mm256_srai_epi16(high, 1), mask);
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm256_castsi256_si128(a)));
+    _mm256_storeu_ps(out + i + 8, _mm256_cvtph_ps(_mm256_castsi256_si128(b)));
+    _mm256_storeu_ps(out + i + 16, _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1)));
+    _mm256_storeu_ps(out + i + 24, _mm256_cvtph_ps(_mm256_extracti128_si256(b, 1)));
+  }
+  const __m256i nan = _mm256_cmpeq_epi8(largest, _mm256_set1_epi8(static_cast<char>(0xfeu)));
+  if (_mm256_testz_si256(nan, nan)) return;
+  for (std::int64_t i = 0; i < n; ++i) {
+    if ((codes[i] & 0x7fu) == 0x7fu) out[i] = __builtin_nanf("");
+  }
+}
+
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 inline float square_root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }

@@ -107,6 +107,10 @@ inline void load_weights(const std::uint8_t* p, F8* w) {
   }
 }
 
+inline void widen(const std::uint8_t* codes, std::int64_t n, float* out) {
+  for (std::int64_t i = 0; i < n; ++i) out[i] = e4m3_to_f32(codes[i]) * 0x1p-8f;
+}
+
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 inline float square_root(float x) { return std::sqrt(x); }

@@ -11,8 +11,9 @@ namespace mmengine::ref {
 namespace {
 
 float element(const std::byte* data, DType dtype, std::int64_t i) {
-  return dtype == DType::f32 ? reinterpret_cast<const float*>(data)[i]
-                             : bf16_to_f32(reinterpret_cast<const std::uint16_t*>(data)[i]);
+  if (dtype == DType::f32) return reinterpret_cast<const float*>(data)[i];
+  if (dtype == DType::bf16) return bf16_to_f32(reinterpret_cast<const std::uint16_t*>(data)[i]);
+  return e4m3_to_f32(reinterpret_cast<const std::uint8_t*>(data)[i]);
 }
 
 }  // namespace

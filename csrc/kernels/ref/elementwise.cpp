@@ -9,6 +9,20 @@
 #include "kernels/ref/launch.h"
 
 namespace mmengine::ref {
+namespace {
+
+void store_element(const KvView& kv, std::byte* data, std::int64_t i, float value) {
+  if (kv.dtype == DType::f32) {
+    reinterpret_cast<float*>(data)[i] = value;
+  } else if (kv.dtype == DType::bf16) {
+    reinterpret_cast<std::uint16_t*>(data)[i] = f32_to_bf16(value);
+  } else {
+    reinterpret_cast<std::uint8_t*>(data)[i] = f32_to_e4m3(value);
+    if (std::fabs(value) > kMaxE4m3) ++*kv.saturated;
+  }
+}
+
+}  // namespace
 
 void rms_norm(const float* x, const float* gain, float eps, std::int64_t n, float* out) {
   double sum = 0;
@@ -90,13 +104,8 @@ void rope_store(const NormQkvRopeStoreParams& p, TensorView qkv) {
       std::byte* key = kv_address(kv, p.step, p.step.sequence[r], position, h);
       std::byte* value = key + value_offset_bytes(kv);
       for (std::int64_t i = 0; i < head_dim; ++i) {
-        if (kv.dtype == DType::f32) {
-          reinterpret_cast<float*>(key)[i] = k[h * head_dim + i];
-          reinterpret_cast<float*>(value)[i] = v[h * head_dim + i];
-        } else {
-          reinterpret_cast<std::uint16_t*>(key)[i] = f32_to_bf16(k[h * head_dim + i]);
-          reinterpret_cast<std::uint16_t*>(value)[i] = f32_to_bf16(v[h * head_dim + i]);
-        }
+        store_element(kv, key, i, k[h * head_dim + i]);
+        store_element(kv, value, i, v[h * head_dim + i]);
       }
     }
   }
