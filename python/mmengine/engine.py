@@ -71,6 +71,8 @@ class Engine:
         kv_dtype: str = "auto",
         max_context: int | None = None,
         max_batch: int | None = None,
+        max_waiting: int | None = None,
+        max_waiting_tokens: int | None = None,
         draft: str | None = None,
         num_draft_tokens: int | None = None,
         prefix_cache: bool = True,
@@ -94,6 +96,9 @@ class Engine:
         kv_dtype: "auto" (f32 beside f32 weights, else bf16), "f32" or "bf16".
         max_context: tokens of prompt and answer; None = what the model and the memory allow.
         max_batch: sequences computed at once; None = 16.
+        max_waiting: requests that may wait to be begun, each of n answers counted; None = 16384.
+            max_waiting_tokens: the tokens of their prompts together, None = no limit; a longer
+            prompt may wait alone. Beyond them a request is refused with OverloadedError.
         prefill_chunk: most prompt tokens computed in one step; None = 256.
         kv_blocks: size of the KV pool in blocks of 32 tokens; None = at most a quarter of what
             the weights leave of the memory.
@@ -120,6 +125,11 @@ class Engine:
         options.kv_dtype = choice("kv_dtype", kv_dtype, KV_DTYPES)
         options.max_context = count("max_context", max_context)
         options.max_batch = count("max_batch", max_batch)
+        options.max_waiting = count("max_waiting", max_waiting)
+        if max_waiting_tokens is not None:
+            options.max_waiting_tokens = integer(
+                "max_waiting_tokens", max_waiting_tokens, 1, 2**63 - 1
+            )
         options.prefill_chunk = count("prefill_chunk", prefill_chunk)
         options.kv_blocks = count("kv_blocks", kv_blocks)
         options.threads = count("threads", threads)
@@ -381,6 +391,7 @@ class Engine:
             deliver,
             same_prompt_as=same_prompt_as,
             cache_salt=terms.cache_salt,
+            deadline_s=terms.seconds_left(),
         )
 
     def _submit_one(

@@ -60,9 +60,14 @@ class Handle:
 
     def receive(self, output: Any, finish: str | None) -> bool:
         """Takes what a step added; true when the request has ended."""
-        if finish == "error":
+        if finish != "error":
+            return self._take(output, finish)
+        # Tokens that came before the failure are delivered; a stop text in them was first.
+        if not (output.token_ids and self._take(output, None)):
             self._deliver(RequestError(f"constraint: {output.error}", code="constraint"))
-            return True
+        return True
+
+    def _take(self, output: Any, finish: str | None) -> bool:
         if (logits := output.take_logits()) is not None:
             self._deliver(logits)
         if self._prompt_logprobs is not None:

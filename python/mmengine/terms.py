@@ -5,7 +5,6 @@ Checked here; the core ends a request whose time is over, be it waiting or runni
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from mmengine.errors import RequestError
 from mmengine.messages import quoted
 
 MAX_SALT_BYTES = 256
+MAX_DEADLINE = 1e9  # seconds
 _SOON = 1e-6  # seconds; a time limit that is over by the time it reaches the core
 
 
@@ -28,7 +28,8 @@ class Terms:
     def of(cls, cache_salt: Any, deadline: Any) -> Terms:
         """Of the keywords of a request, from now on. Raises RequestError naming the one at fault.
 
-        cache_salt: None or a text of at most 256 bytes. deadline: None or seconds from now.
+        cache_salt: None or a text of at most 256 bytes. deadline: None or seconds from now, more
+        than 0 and at most 10^9.
         """
         salt = "" if cache_salt is None else cache_salt
         if not isinstance(salt, str):
@@ -50,14 +51,14 @@ class Terms:
 
 
 def _seconds(deadline: Any) -> float:
-    expected = "a finite number of seconds above 0"
+    expected = f"more than 0 and at most {MAX_DEADLINE:.0f} seconds"
     if isinstance(deadline, bool | str | bytes):
         raise _refused("deadline", deadline, expected, "type")
     try:
         seconds = float(deadline)
     except (TypeError, ValueError, OverflowError):
         raise _refused("deadline", deadline, expected, "type") from None
-    if not math.isfinite(seconds) or seconds <= 0:
+    if not 0 < seconds <= MAX_DEADLINE:  # NaN is not
         raise _refused("deadline", deadline, expected)
     return seconds
 
