@@ -83,6 +83,7 @@ TESTS_OF_SOMETHING_ELSE = {
     "tests/api/test_mistral_text.py": "engine: text and chat on Mistral's own files",
     "tests/api/test_quality.py": "engine: perplexity of the demo model",
     "tests/api/test_requests.py": "engine: what a bad request is answered",
+    "tests/api/test_requests_beside.py": "engine: bad requests beside good ones",
     "tests/api/test_requests_limits.py": "engine: the queue, deadlines, salts",
     "tests/api/test_requests_submit.py": "engine: submit and its pending requests",
     "tests/api/test_penalties.py": "engine: what penalties and bias mean",

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import mmengine
 from mmengine import errors
@@ -233,6 +235,69 @@ def test_a_bad_request_is_refused_at_once(engine: mmengine.Engine) -> None:
         engine.submit([[1], [2]])  # type: ignore[arg-type]  # a list of prompts
     after = engine.stats()
     assert (after.prompt_tokens, after.requests_waiting) == (before.prompt_tokens, 0)
+
+
+class Breaking:
+    """A constraint that allows everything, and breaks at token `limit` of the answer."""
+
+    def __init__(self, limit: int, taken: int = 0) -> None:
+        self.limit, self.taken = limit, taken
+
+    def fill_mask(self, bits: NDArray[np.uint32]) -> None:
+        if self.taken == self.limit:
+            raise ValueError("no rule for this")
+        bits[:] = 2**32 - 1
+
+    def accept(self, token: int) -> bool:
+        self.taken += 1
+        return True
+
+    def rollback(self, num_tokens: int) -> None:
+        self.taken -= num_tokens
+
+    def clone(self) -> Breaking:
+        return Breaking(self.limit, self.taken)
+
+    def forced(self) -> list[int]:
+        return []
+
+
+def test_a_constraint_that_breaks_ends_its_request_alone(
+    engine: mmengine.Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [outcome(engine.generate(prompt, sampled())) for prompt in prompts]
+    submit = engine._driver.submit
+
+    def constrained(token_ids: list[int], *arguments: Any, **options: Any) -> Any:
+        rules = Breaking(10) if token_ids == prompts[3] else None
+        return submit(token_ids, *arguments, **options, constraint=rules)
+
+    monkeypatch.setattr(engine._driver, "submit", constrained)
+    requests = [engine.submit(prompt, sampled()) for prompt in prompts]
+    for i, request in enumerate(requests):
+        if i != 3:
+            assert outcome(request.result()) == expected[i]
+            continue
+        deltas = iter(request)
+        assert tuple(tokens(itertools.islice(deltas, 10))) == expected[i][0][:10]
+        for attempt in (lambda d=deltas: next(d), request.result, lambda r=request: list(r)):
+            with pytest.raises(errors.RequestError, match=r"constraint: .*no rule") as caught:
+                attempt()
+            assert caught.value.code == "constraint"
+        assert request.done
+    with pytest.raises(errors.RequestError, match=r"prompts\[3\]: constraint"):
+        engine.generate(prompts, sampled())
+    uses: list[Callable[[], Any]] = [
+        lambda: list(engine.stream(prompts[3], sampled())),
+        lambda: engine.generate(prompts[3], sampled(n=3)),
+        lambda: engine.submit(prompts[3], sampled(n=3)).result(),
+    ]
+    for use in uses:
+        with pytest.raises(errors.RequestError, match="constraint") as caught:
+            use()
+        assert caught.value.code == "constraint"
+    assert outcome(engine.generate(prompts[2], sampled())) == expected[2]
+    assert engine.stats().kv_blocks_used == 0
 
 
 def test_repr_tells_the_state(long_engine: mmengine.Engine) -> None:
