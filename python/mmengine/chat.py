@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mmengine.answer_grammar import AnswerForm
 from mmengine.efforts import EffortPolicy, resolve_effort
 from mmengine.errors import RequestError
 from mmengine.messages import quoted
@@ -100,6 +101,10 @@ class ChatFormat:
     ) -> OutputParser | None:
         """None: all of an answer is text."""
         return None
+
+    def answer_form(self, prompt: Sequence[int], effort: str | None) -> AnswerForm:
+        """What surrounds the text of an answer: nothing."""
+        return AnswerForm()
 
 
 def chat_format_for(tokenizer: Tokenizer) -> ChatFormat | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mmengine.answer_grammar import AnswerForm
 from mmengine.efforts import EffortPolicy, resolve_effort
 from mmengine.errors import RequestError
 from mmengine.messages import one_line
@@ -131,6 +132,24 @@ class MistralChat:
             ignore_eos=ignore_eos,
             offered=offered,
             continues=self._left_open(prompt),
+        )
+
+    def answer_form(self, prompt: Sequence[int], effort: str | None) -> AnswerForm:
+        """What surrounds the text of the answer to `prompt`: a thought unless the effort is "none",
+        calls.
+        """
+        token_id = self._tokenizer.token_id
+        special = self._tokenizer.special_ids
+        first, last = token_id("[THINK]"), token_id("[/THINK]")
+        inside = next((index for index in reversed(prompt) if index in special), None) == first
+        thinks = self._abilities.thoughts and (inside or effort != "none")
+        calls, args = token_id("[TOOL_CALLS]"), token_id("[ARGS]")
+        return AnswerForm(
+            think=(first, last) if thinks and first is not None and last is not None else None,
+            thought_open=thinks and inside,
+            tool_calls=calls if calls in special else None,
+            args=args if args in special else None,
+            first_space=self._tokenizer.strips_first_space and not self._left_open(prompt),
         )
 
     def _left_open(self, prompt: Sequence[int]) -> bool:

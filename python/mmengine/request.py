@@ -10,14 +10,25 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from mmengine.answer import AnswerStream
+from mmengine.answer_grammar import AnswerForm
 from mmengine.efforts import EffortPolicy, advice
 from mmengine.errors import RequestError
 from mmengine.messages import quoted
 from mmengine.prompts import Prompt, bad_prompt, is_conversation, token_ids
 from mmengine.sampling import SamplingParams
+from mmengine.structured import (
+    TextForm,
+    ToolForm,
+    check_tool_choice,
+    make_constraint,
+    response_text_form,
+    tool_form,
+)
 from mmengine.tokenizer import Detokenizer
 
 if TYPE_CHECKING:
+    from mmengine.grammars import Grammars
+    from mmengine.token_constraint import GrammarConstraint
     from mmengine.vocabulary import AnyChatFormat, AnyTokenizer
 
 _IMAGE_PARTS = ("image", "image_url", "input_image")
@@ -27,7 +38,7 @@ class ChatArguments(TypedDict, total=False):
     """The keywords of ChatOptions."""
 
     tools: Sequence[Mapping[str, Any]] | None
-    tool_choice: str | None
+    tool_choice: str | Mapping[str, Any] | None
     reasoning_effort: str | None
     response_format: Mapping[str, Any] | None
     continue_final: bool
@@ -39,34 +50,27 @@ class ChatOptions:
     """How a conversation is rendered and its answer shaped, besides SamplingParams.
 
     tools: the functions that the model may call, in the OpenAI shape.
-    tool_choice: "auto" (as None), or "none": the model is not told of the tools.
+    tool_choice: "auto" (as None); "none": the model is not told of the tools; "required" (or
+        "any"): the answer calls at least one; {"type": "function", "function": {"name": ...}}: it
+        calls that one. The arguments of a tool with "strict": true follow its parameters.
     reasoning_effort: one of the model's own; None is its default.
-    response_format: None or {"type": "text"}.
+    response_format: None or {"type": "text"}; {"type": "json_object"}; {"type": "json_schema",
+        "json_schema": {"name": ..., "schema": ...}}.
     continue_final: the last message, the assistant's, is left open to go on.
     effort_policy: "clamp" takes the nearest effort that the model knows.
     Raises RequestError naming the field.
     """
 
     tools: Sequence[Mapping[str, Any]] | None = None
-    tool_choice: str | None = None
+    tool_choice: str | Mapping[str, Any] | None = None
     reasoning_effort: str | None = None
     response_format: Mapping[str, Any] | None = None
     continue_final: bool = False
     effort_policy: EffortPolicy = "strict"
 
     def __post_init__(self) -> None:
-        if self.tool_choice not in (None, "auto", "none"):
-            raise _unsupported(
-                "tool_choice",
-                f'{quoted(self.tool_choice)}, expected "auto" or "none": a call cannot be forced '
-                "by this version",
-            )
-        if self.response_format not in (None, {"type": "text"}):
-            raise _unsupported(
-                "response_format",
-                f'{quoted(self.response_format)}, expected {{"type": "text"}}: answers cannot be '
-                "bound to a schema by this version",
-            )
+        check_tool_choice(self.tool_choice)
+        response_text_form(self.response_format)
         if not isinstance(self.continue_final, bool):
             raise RequestError(
                 f"continue_final: {quoted(self.continue_final)}, expected true or false",
@@ -78,13 +82,14 @@ class ChatOptions:
 @dataclass(frozen=True)
 class Request:
     """ids: of the prompt; ends: ids that end the answer besides the model's own; new_answer: makes
-    what reads one answer.
+    what reads one answer; constraint: makes what says which tokens one answer may have, or None.
     """
 
     ids: list[int]
     ends: tuple[int, ...]
     params: SamplingParams
     new_answer: Callable[[], AnswerStream]
+    constraint: Callable[[], GrammarConstraint | None] = lambda: None
 
 
 def prepare(
@@ -94,6 +99,7 @@ def prepare(
     tokenizer: AnyTokenizer | None,
     chat_format: AnyChatFormat | None,
     vocab_size: int,
+    grammars: Grammars | None = None,
 ) -> Request:
     """The request of one prompt. Raises RequestError naming what is wrong in it."""
     params = SamplingParams() if params is None else params
@@ -102,7 +108,7 @@ def prepare(
     if params.stop and tokenizer is None:
         raise RequestError("stop: this model has no tokenizer; use stop_token_ids", param="stop")
     if is_conversation(prompt):
-        return _conversation(prompt, params, options, tokenizer, chat_format)
+        return _conversation(prompt, params, options, tokenizer, chat_format, grammars)
     for field in fields(options):
         if getattr(options, field.name) != field.default:
             raise RequestError(
@@ -116,7 +122,8 @@ def prepare(
         ids = tokenizer.encode(prompt, add_bos=tokenizer.adds_bos)
     else:
         ids = token_ids(prompt, vocab_size)
-    return Request(ids, (), params, lambda: _plain(params, tokenizer))
+    constraint = _constraint(grammars, AnswerForm(), _text_form(params), None, params)
+    return Request(ids, (), params, lambda: _plain(params, tokenizer), constraint)
 
 
 def check_one_answer(params: SamplingParams) -> None:
@@ -146,6 +153,7 @@ def _conversation(
     options: ChatOptions,
     tokenizer: AnyTokenizer | None,
     chat_format: AnyChatFormat | None,
+    grammars: Grammars | None,
 ) -> Request:
     if chat_format is None:
         raise bad_prompt(
@@ -165,6 +173,22 @@ def _conversation(
         top_p = advised.top_p if params.top_p is None else params.top_p
         params = replace(params, temperature=advised.temperature, top_p=top_p)
     offered = [tool["function"]["name"] for tool in tools or ()]  # checked by encode
+    text = _text_form(params)
+    asked = response_text_form(options.response_format)
+    if text is not None and asked is not None:
+        raise RequestError(
+            f"{text.field}: given with {asked.field}, expected at most one of them",
+            where=text.field,
+            param=text.field,
+            code="form",
+        )
+    constraint = _constraint(
+        grammars,
+        chat_format.answer_form(ids, effort),
+        text or asked,
+        tool_form(options.tool_choice, tools),
+        params,
+    )
 
     def new_answer() -> AnswerStream:
         parser = chat_format.parser(ids, bool(params.ignore_eos), offered)
@@ -172,7 +196,29 @@ def _conversation(
             return _plain(params, tokenizer)
         return AnswerStream(parser, tuple(params.stop or ()), params.min_tokens or 0)
 
-    return Request(ids, chat_format.stop_ids, params, new_answer)
+    return Request(ids, chat_format.stop_ids, params, new_answer, constraint)
+
+
+def _text_form(params: SamplingParams) -> TextForm | None:
+    """The form of the answer's text that the parameters ask for."""
+    for kind in ("json_schema", "regex", "grammar"):
+        value = getattr(params, kind)
+        if value is not None:
+            return TextForm(kind, value, kind)
+    return None
+
+
+def _constraint(
+    grammars: Grammars | None,
+    form: AnswerForm,
+    text: TextForm | None,
+    tools: ToolForm | None,
+    params: SamplingParams,
+) -> Callable[[], GrammarConstraint | None]:
+    if grammars is None:
+        return lambda: None
+    made = make_constraint(grammars, form, text, tools, bool(params.ignore_eos))
+    return (lambda: None) if made is None else made
 
 
 def _plain(params: SamplingParams, tokenizer: AnyTokenizer | None) -> AnswerStream:

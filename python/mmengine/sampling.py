@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmengine.errors import RequestError
+from mmengine.json_schema import MAX_BYTES, schema_text
 from mmengine.messages import quoted
 
 _INT_MAX = 2**31 - 1
@@ -20,6 +21,7 @@ _MAX_STOPS = 16
 _MAX_STOP_BYTES = 256
 _MAX_LOGPROBS = 20
 _MAX_BIASES = 1024
+_FORMS = ("json_schema", "regex", "grammar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,12 @@ class SamplingParams:
         prompt is computed whole, whatever the prefix cache holds.
     n: answers to each prompt, 1 to 16 (not for streams). The first is the answer of n = 1; the seed
         of answer i is answer_seed(seed, i).
+    json_schema: the answer is JSON that this schema (Draft 2020-12) allows: a dict, JSON text, or a
+        class with model_json_schema(), as pydantic's have; kept as text.
+    regex: the answer is a text that this regular expression (Rust's syntax) matches whole.
+    grammar: the answer is a text of this Lark grammar (llguidance's dialect).
+        At most one of the three; they are compiled, and refused, when a request is made of them. A
+        chat's thought comes before such an answer and is free. They need the package llguidance.
     Raises RequestError naming the field.
     """
 
@@ -67,6 +75,9 @@ class SamplingParams:
     repetition_penalty: float | None = 1.0
     logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
     prompt_logprobs: int | None = None
+    json_schema: Any = None
+    regex: str | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         def put(field: str, value: Any) -> None:
@@ -102,6 +113,18 @@ class SamplingParams:
         if self.repetition_penalty == 0.0:
             raise _out_of_range("repetition_penalty", 0.0, "more than 0 and at most 10")
         put("logit_bias", _biases(self.logit_bias))
+        if self.json_schema is not None:
+            put("json_schema", schema_text(self.json_schema, "json_schema"))
+        put("regex", _grammar_text("regex", self.regex))
+        put("grammar", _grammar_text("grammar", self.grammar))
+        forms = [name for name in _FORMS if getattr(self, name) is not None]
+        if len(forms) > 1:
+            raise RequestError(
+                f"{forms[1]}: given with {forms[0]}, expected at most one of {', '.join(_FORMS)}",
+                where=forms[1],
+                param=forms[1],
+                code="form",
+            )
         if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
             raise _out_of_range(
                 "min_tokens", self.min_tokens, f"at most max_tokens = {self.max_tokens}"
@@ -198,6 +221,25 @@ def _stop_ids(ids: Any) -> tuple[int, ...]:
         raise _wrong_type("stop_token_ids", ids, "a list of token ids")
     checked = [_integer("stop_token_ids", index, 0, _INT_MAX, 0) for index in ids]
     return tuple(index for index in checked if index is not None)
+
+
+def _grammar_text(field: str, text: Any) -> str | None:
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise _wrong_type(field, text, "a text")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise _out_of_range(field, text, "Unicode text without lone surrogates") from None
+    if not 1 <= size <= MAX_BYTES:
+        raise RequestError(
+            f"{field}: {size} bytes, expected 1 to {MAX_BYTES}",
+            where=field,
+            param=field,
+            code="invalid_schema",
+        )
+    return text
 
 
 def _biases(biases: Any) -> dict[int, float] | None:

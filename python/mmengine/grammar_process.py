@@ -1,0 +1,110 @@
+"""The other side of grammar_worker: a child process kept warm, and replaced when it had to die."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+CPU_SECONDS = 0.8
+MEMORY_BYTES = 64 << 20
+
+_START_SECONDS = 20.0
+_WALL_SECONDS = 3.0  # where the processor is shared
+
+
+class GrammarProcess:
+    """One child at a time, started by the first grammar. Any thread; one grammar at a time."""
+
+    def __init__(self, library: Path, specials: dict[int, str]) -> None:
+        """library: the folder that llguidance is in; specials: names of control tokens by id."""
+        self._library = library
+        self._first = {"specials": specials, "seconds": CPU_SECONDS, "bytes": MEMORY_BYTES}
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._owner = os.getpid()
+
+    def compile(self, grammar: str) -> str | None:
+        """The library's own words for what is wrong, "" for nothing; None where it took too long
+        or too much memory.
+        """
+        with self._lock:
+            if self._owner != os.getpid():  # a fork: the child of another process is not ours
+                self._child, self._owner = None, os.getpid()
+            try:
+                return self._compile(grammar)
+            except (OSError, ValueError):  # it died
+                self._kill()
+                return None
+            except BaseException:
+                self._kill()  # its answer would be taken for the next one's
+                raise
+
+    def close(self) -> None:
+        """Ends the child. Idempotent."""
+        with self._lock:
+            if self._owner == os.getpid():
+                self._kill()
+
+    def _compile(self, grammar: str) -> str | None:
+        wait = _WALL_SECONDS
+        if self._child is None or self._child.poll() is not None:
+            self._kill()
+            self._child = self._start()
+            self._send(self._first)
+            wait = _START_SECONDS
+        self._send({"grammar": grammar})
+        answer: dict[str, str] = json.loads(self._receive(wait))
+        return answer["error"]
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        script = Path(__file__).with_name("grammar_worker.py")
+        return subprocess.Popen(
+            [sys.executable, "-I", str(script), str(self._library)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
+
+    def _send(self, value: Any) -> None:
+        assert self._child is not None
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps(value).encode() + b"\n")
+        self._child.stdin.flush()
+
+    def _receive(self, seconds: float) -> bytes:
+        assert self._child is not None
+        assert self._child.stdout is not None
+        poller = select.poll()
+        poller.register(self._child.stdout, select.POLLIN)
+        until = time.monotonic() + seconds
+        data = b""
+        while not data.endswith(b"\n"):
+            left_ms = max(until - time.monotonic(), 0.0) * 1000
+            ready = poller.poll(left_ms)
+            more = os.read(self._child.stdout.fileno(), 1 << 16) if ready else b""
+            if not more:
+                raise OSError("no answer")
+            data += more
+        return data
+
+    def _kill(self) -> None:
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except OSError:  # what it had not read
+                    continue

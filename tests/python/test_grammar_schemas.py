@@ -1,0 +1,57 @@
+"""Every answer drawn under a JSON schema's grammar is valid by jsonschema, and comes to its end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mmengine.answer_grammar import AnswerForm
+from mmengine.grammars import Grammars
+from mmengine.json_schema import schema_text
+from mmengine.structured import TextForm, make_constraint
+from support.constrained import closing_ids, draw_answer
+from support.schemas import RECURSIVE, SCHEMAS
+from test_mistral_tokenizer import small
+
+CHECKER = jsonschema.FormatChecker(["email", "ipv4", "ipv6", "uuid"])
+
+
+@pytest.fixture(scope="module")
+def grammars() -> Grammars:
+    return Grammars(small(), small().vocab_size)
+
+
+def check(grammars: Grammars, schema: dict[str, Any], seed: int) -> str:
+    text = TextForm("json_schema", schema_text(schema, "json_schema"), "json_schema")
+    new_constraint = make_constraint(grammars, AnswerForm(), text, None)
+    assert new_constraint is not None
+    tokenizer = small()
+    ids, finish = draw_answer(
+        new_constraint(), tokenizer.vocab_size, tokenizer.eos_ids, closing_ids(tokenizer), seed
+    )
+    answer = tokenizer.decode(ids)
+    assert finish == "stop", f"{json.dumps(schema)}: {answer[:300]}"
+    jsonschema.Draft202012Validator(schema, format_checker=CHECKER).validate(json.loads(answer))
+    return answer
+
+
+@settings(
+    max_examples=400,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(schema=SCHEMAS, seed=st.integers(0, 2**32))
+def test_answers_are_valid(grammars: Grammars, schema: dict[str, Any], seed: int) -> None:
+    check(grammars, schema, seed)
+
+
+@pytest.mark.parametrize("schema", RECURSIVE)
+def test_recursive_schemas(grammars: Grammars, schema: dict[str, Any]) -> None:
+    answers = {check(grammars, schema, seed) for seed in range(20)}
+    assert len(answers) > 3
