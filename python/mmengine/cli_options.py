@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mmengine.cli_output import read_text
 from mmengine.cli_plan import PLAN_SETTINGS
 from mmengine.cli_plan import add_options as add_plan_options
 from mmengine.errors import UsageError
@@ -32,7 +33,7 @@ model or device, 70 internal error, 71 out of memory, 74 cannot write, 75 overlo
 """
 
 # Options that later versions have: a user who read about them learns what is the matter.
-_UNSUPPORTED = ("--image", "--json-schema", "--draft")
+_UNSUPPORTED = ("--image", "--draft")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,6 +81,19 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser, SAMPLING_SETTINGS)
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable"
+    )
+
+
+def _add_form(parser: argparse.ArgumentParser) -> None:
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--json-schema", metavar="FILE", help="the answer is JSON that this schema allows"
+    )
+    form.add_argument(
+        "--regex", metavar="PATTERN", help="the answer matches this regular expression whole"
+    )
+    form.add_argument(
+        "--grammar", metavar="FILE", help="the answer is text of this Lark grammar"
     )
 
 
@@ -189,6 +203,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="no chat format around the prompt")
     _add_effort(parser)
     _add_sampling(parser)
+    _add_form(parser)
     parser.add_argument(
         "--logprobs", type=_typed(Setting("logprobs", int, "")), metavar="N",
         help="with --json: log-probabilities of the chosen token and N alternatives",
@@ -240,9 +255,16 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def sampling_params(args: argparse.Namespace, seed: int | None) -> SamplingParams:
-    """The SamplingParams of the options; RequestError for a value out of range."""
+    """The SamplingParams of the options, files read; RequestError for a value out of range."""
     from mmengine.sampling import SamplingParams
 
+    schema, grammar = (
+        None if file is None else read_text(file, flag)
+        for file, flag in (
+            (getattr(args, "json_schema", None), "--json-schema"),
+            (getattr(args, "grammar", None), "--grammar"),
+        )
+    )
     options = {
         "max_tokens": args.max_tokens,
         "temperature": args.temp,
@@ -255,6 +277,9 @@ def sampling_params(args: argparse.Namespace, seed: int | None) -> SamplingParam
         "seed": seed,
         "logprobs": getattr(args, "logprobs", None),
         "stop": tuple(args.stop) or None,
+        "json_schema": schema,
+        "regex": getattr(args, "regex", None),
+        "grammar": grammar,
     }
     return SamplingParams(**{name: value for name, value in options.items() if value is not None})
 

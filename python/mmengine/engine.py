@@ -30,6 +30,7 @@ from mmengine.core import (
 from mmengine.driver import Driver
 from mmengine.efforts import EffortPolicy
 from mmengine.errors import ModelFormatError, UsageError
+from mmengine.grammars import Grammars
 from mmengine.handle import Deltas, Inbox
 from mmengine.messages import quoted
 from mmengine.options import boolean, choice, count, integer, refuse, text
@@ -163,6 +164,8 @@ class Engine:
             _log.warning("%s", warning)
         self._check_vocabulary()
         self.chat_format: AnyChatFormat | None = load_chat_format(self.tokenizer)
+        ends = () if self.chat_format is None else self.chat_format.stop_ids
+        self._grammars = Grammars(self.tokenizer, self.vocab_size, (*ends, *info.eos_ids))
 
     def _check_vocabulary(self) -> None:
         if self.tokenizer is not None and self.tokenizer.vocab_size > self.vocab_size:
@@ -225,7 +228,7 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         reasoning_effort: str | None = None,
         response_format: Mapping[str, Any] | None = None,
         continue_final: bool = False,
@@ -235,11 +238,14 @@ class Engine:
     ) -> ChatReply:
         """The assistant's answer to chat messages in the OpenAI shape.
 
-        tools: the functions that the model may call. tool_choice: "auto" (as None), or "none": the
-            model is not told of the tools.
+        tools: the functions that the model may call. tool_choice: "auto" (as None); "none": the
+            model is not told of the tools; "required" (or "any"): it calls at least one;
+            {"type": "function", "function": {"name": ...}}: it calls that one. The arguments of a
+            tool with "strict": true follow its parameters, always.
         reasoning_effort: one of the model's own, "none" or "high" for Mistral Medium 3.5; None is
             its default. effort_policy: "strict", or "clamp" for the nearest one it knows.
-        response_format: None or {"type": "text"}.
+        response_format: None or {"type": "text"}; {"type": "json_object"}; {"type": "json_schema",
+            "json_schema": {"name": ..., "schema": ...}}: the answer is JSON that the schema allows.
         continue_final: the last message, the assistant's, is left open to go on.
         cache_salt, deadline: as in submit().
         Stop texts apply to the content, its white space before a call included, not to the thought
@@ -374,7 +380,10 @@ class Engine:
         self, prompt: Prompt, params: SamplingParams | None, options: ChatOptions
     ) -> Request:
         self._driver.check_process()
-        return prepare(prompt, params, options, self.tokenizer, self.chat_format, self.vocab_size)
+        return prepare(
+            prompt, params, options, self.tokenizer, self.chat_format, self.vocab_size,
+            self._grammars,
+        )  # fmt: skip
 
     def _submit_answer(
         self,
@@ -392,6 +401,7 @@ class Engine:
             same_prompt_as=same_prompt_as,
             cache_salt=terms.cache_salt,
             deadline_s=terms.seconds_left(),
+            constraint=made.constraint(),
         )
 
     def _submit_one(

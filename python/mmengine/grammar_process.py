@@ -22,10 +22,17 @@ _WALL_SECONDS = 3.0  # where the processor is shared
 class GrammarProcess:
     """One child at a time, started by the first grammar. Any thread; one grammar at a time."""
 
-    def __init__(self, library: Path, specials: dict[int, str]) -> None:
-        """library: the folder that llguidance is in; specials: names of control tokens by id."""
+    def __init__(self, library: Path, specials: dict[int, str], size: int) -> None:
+        """library: the folder that llguidance is in; specials: names of control tokens by id;
+        size: of the vocabulary.
+        """
         self._library = library
-        self._first = {"specials": specials, "seconds": CPU_SECONDS, "bytes": MEMORY_BYTES}
+        self._first = {
+            "specials": specials,
+            "size": size,
+            "seconds": CPU_SECONDS,
+            "bytes": MEMORY_BYTES,
+        }
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()

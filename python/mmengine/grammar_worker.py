@@ -1,9 +1,9 @@
 """Compiles grammars in a process of its own, so that one that hangs or eats memory harms nobody.
 
 Run as a script; it knows llguidance and the standard library. It reads JSON lines from stdin: first
-{"specials": {id: name}, "seconds": CPU time, "bytes": memory of one grammar}, then {"grammar": TEXT}
-each of which it answers with {"error": TEXT}, "" for none, or dies of. Nothing of this is shown to
-anyone: what a user reads is made of it by grammar_compiler.
+{"specials": {id: name}, "size": tokens, "seconds": CPU time, "bytes": memory of one grammar}, then
+{"grammar": TEXT} each of which it answers with {"error": TEXT}, "" for none, or dies of. Nothing of
+this is shown to anyone: what a user reads is made of it by structured.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     import llguidance
 
     settings = json.loads(sys.stdin.readline())
-    tokenizer = _tokenizer(llguidance, settings["specials"])
+    tokenizer = _tokenizer(llguidance, settings["specials"], settings["size"])
     _limit_memory(settings["bytes"])
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, settings["seconds"])  # its signal ends the process
@@ -48,12 +48,12 @@ def _compile(llguidance: Any, tokenizer: Any, grammar: str) -> str:
     return ""
 
 
-def _tokenizer(llguidance: Any, specials: dict[str, str]) -> Any:
-    """The control tokens at their ids, and the 256 bytes."""
+def _tokenizer(llguidance: Any, specials: dict[str, str], size: int) -> Any:
+    """The control tokens at their ids, the 256 bytes, and as many tokens as the model has."""
     names = {int(index): name.encode() for index, name in specials.items()}
     tokens: list[bytes] = []
     rest = [bytes([byte]) for byte in reversed(range(256))]
-    while rest or len(tokens) <= max(names, default=-1):
+    while rest or len(tokens) < size or len(tokens) <= max(names, default=-1):
         at = len(tokens)
         tokens.append(names[at] if at in names else rest.pop() if rest else b"")
 

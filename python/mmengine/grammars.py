@@ -118,7 +118,9 @@ class Grammars:
         with self._lock:
             if self._process is None:
                 assert self._tokenizer is not None
-                self._process = GrammarProcess(library_folder(), special_names(self._tokenizer))
+                self._process = GrammarProcess(
+                    library_folder(), special_names(self._tokenizer), self._tokenizer.vocab_size
+                )
                 finalize(self, self._process.close)
             return self._process
 

@@ -17,6 +17,7 @@ from mmengine import regex_check
 from mmengine.errors import RequestError
 from mmengine.json_schema import invalid
 from mmengine.messages import quoted
+from mmengine.schema_refs import find_circle
 
 MAX_REPEAT = 1024
 MAX_ENUM = 1024
@@ -66,11 +67,14 @@ class _Checker:
         self._root = root
         self._field = field
         self._places: dict[int, str] = {}  # of every schema, by identity
+        self._by_id: dict[int, _Schema] = {}
         self._refs: dict[int, Any] = {}  # the schema that one refers to
 
     def check(self) -> _Schema:
         made = self._schema(self._root, "$")
-        self._check_refs()
+        fault = find_circle(self._places, self._refs, self._by_id)
+        if fault is not None:
+            raise self._bad(*fault)
         if not isinstance(made, dict):
             raise self._bad("$", "nothing can satisfy false")
         return made
@@ -84,6 +88,7 @@ class _Checker:
         if not isinstance(schema, dict):
             raise self._bad(place, f"{quoted(schema)}, expected a schema: an object, true or false")
         self._places[id(schema)] = place
+        self._by_id[id(schema)] = schema
         made: _Schema = {}
         for name, value in schema.items():
             check = _KEYWORDS.get(name)
@@ -116,44 +121,6 @@ class _Checker:
             else:
                 raise self._bad(where, f"{quoted(ref)} is not in the schema")
         return found
-
-    def _check_refs(self) -> None:
-        """Refuses references to what is no schema, and those that come back to themselves."""
-        for index, target in self._refs.items():
-            if not isinstance(target, bool) and id(target) not in self._places:
-                raise self._bad(f"{self._places[index]}.$ref", "refers to what is no schema")
-        done: set[int] = set()
-        for index in self._refs:
-            path = [(index, iter(self._same_value(index)))]
-            open_ids = {index}
-            while path:
-                current, rest = path[-1]
-                inner = next(rest, None)
-                if inner is None:
-                    path.pop()
-                    open_ids.discard(current)
-                    done.add(current)
-                elif inner in open_ids:
-                    raise self._bad(
-                        f"{self._places[index]}.$ref", "refers to itself without an end"
-                    )
-                elif inner not in done:
-                    open_ids.add(inner)
-                    path.append((inner, iter(self._same_value(inner))))
-
-    def _same_value(self, index: int) -> Iterator[int]:
-        """The schemas that one applies to the very value it is applied to."""
-        schema = self._by_id[index]
-        listed = [inner for name in ("allOf", "anyOf", "oneOf") for inner in schema.get(name, ())]
-        if index in self._refs:
-            listed.append(self._refs[index])
-        return (id(inner) for inner in listed if isinstance(inner, dict))
-
-    @property
-    def _by_id(self) -> dict[int, _Schema]:
-        if not hasattr(self, "_indexed"):
-            self._indexed = {id(schema): schema for schema in _schemas(self._root)}
-        return self._indexed
 
     # ---- keywords: the value that the grammar gets --------------------------------------------
 
@@ -268,15 +235,6 @@ _RANGES = (
     ("minProperties", "maxProperties"),
     ("minimum", "maximum"),
 )
-
-
-def _schemas(root: Any) -> Iterator[_Schema]:
-    """All objects of a schema of bounded depth, schemas or not."""
-    if isinstance(root, dict):
-        yield root
-    for inner in root.values() if isinstance(root, dict) else root:
-        if isinstance(inner, dict | list):
-            yield from _schemas(inner)
 
 
 def _member(place: str, name: str) -> str:

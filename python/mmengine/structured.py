@@ -40,6 +40,8 @@ _REASONS = {
     "regex parse error": "no regular expression, expected Rust's syntax",
     "invalid regex": "no regular expression, expected Rust's syntax",
     "oneOf": "oneOf whose alternatives may overlap, expected anyOf",
+    "Token range": "names a token that this model does not have",
+    "NoExtension": "nothing can satisfy it",
     "nsatisfiable": "nothing can satisfy it",
     "is empty": "nothing can satisfy it",
     "too many": "too large",

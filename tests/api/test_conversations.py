@@ -397,10 +397,10 @@ def test_efforts_are_strict_unless_clamped(scripted: Scripted, old: mmengine.Eng
 @pytest.mark.parametrize(
     ("options", "param", "code"),
     [
-        ({"tool_choice": "required", "tools": [TOOL]}, "tool_choice", "unsupported"),
-        ({"tool_choice": {"type": "function"}}, "tool_choice", "unsupported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported"),
-        ({"response_format": "json"}, "response_format", "unsupported"),
+        ({"tool_choice": "required"}, "tool_choice", "tool_choice"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice", "tool_choice"),
+        ({"response_format": {"type": "json"}}, "response_format", "response_format"),
+        ({"response_format": "json"}, "response_format", "response_format"),
         ({"tools": "f"}, "tools", None),
         (
             {"tools": [{"type": "function", "function": {"name": ""}}]},

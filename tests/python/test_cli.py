@@ -106,7 +106,7 @@ def test_bad_usage_is_one_sentence_and_64(run, argv, word):
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat", "bench"])
-@pytest.mark.parametrize("option", ["--image", "--json-schema", "--draft"])
+@pytest.mark.parametrize("option", ["--image", "--draft"])
 def test_options_of_later_versions_are_named(run, verb, option):
     for argv in ([verb, "-p", "x", option, "y"], [verb, f"{option}=y"], [option, "y", verb]):
         code, out, err = run(*argv)
