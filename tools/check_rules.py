@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -304,10 +305,20 @@ def forbidden_symbols(root: Path) -> Iterator[Breach]:
 
 
 def compile_alone(root: Path, name: str, options: list[str]) -> Breach | None:
-    """Check the syntax of a header by itself: None, or the compiler's first error."""
-    command = [os.environ.get("CXX", "g++"), "-fsyntax-only", "-Wall", "-Wextra", "-Werror"]
-    command += ["-Iinclude", *options, "-include", name, "-x", "c++", "/dev/null"]
-    words = {**os.environ, "LC_ALL": "C"}
+    """Compile a header by itself: None, or the compiler's first error.
+
+    It is compiled to an object, because that is what ccache remembers.
+    """
+    source = root / "build" / "headers" / f"{name.replace('/', '_')}.cpp"
+    source.parent.mkdir(parents=True, exist_ok=True)
+    text = f'#include "{name}"\n'
+    if not source.is_file() or source.read_text(encoding="utf-8") != text:
+        source.write_text(text, encoding="utf-8")
+    launcher = [ccache] if (ccache := shutil.which("ccache")) else []
+    command = [*launcher, os.environ.get("CXX", "g++"), "-Wall", "-Wextra", "-Werror", "-I."]
+    command += ["-Iinclude", *options, "-c", "-o", f"{source}.o", str(source.relative_to(root))]
+    cached = {"CCACHE_BASEDIR": str(root), "CCACHE_NOHASHDIR": "1"}
+    words = {**os.environ, **cached, "LC_ALL": "C"}
     result = subprocess.run(command, cwd=root, env=words, capture_output=True, text=True)
     if result.returncode == 0:
         return None
