@@ -7,6 +7,7 @@ import gc
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,33 @@ def test_a_constraint_that_breaks_ends_its_request_alone(
         assert caught.value.code == "constraint"
     assert outcome(engine.generate(prompts[2], sampled())) == expected[2]
     assert engine.stats().kv_blocks_used == 0
+
+
+class BreakingInside(Breaking):
+    """Forces tokens after the first two, and breaks when it is told of them."""
+
+    def forced(self) -> list[int]:
+        return [7, 8, 9, 10] if self.taken == 2 else []
+
+    def accept(self, token: int) -> bool:
+        if token == 9:
+            raise ValueError("not nine")
+        return super().accept(token)
+
+    def clone(self) -> BreakingInside:
+        return BreakingInside(self.limit, self.taken)
+
+
+def test_tokens_that_came_with_the_failure_are_not_lost(
+    engine: mmengine.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = engine.generate(PROMPT, greedy(logprobs=None)).token_ids[:2]
+    submit = partial(engine._driver.submit, constraint=BreakingInside(100))
+    monkeypatch.setattr(engine._driver, "submit", submit)
+    request = engine.submit(PROMPT, greedy(logprobs=None))
+    with pytest.raises(errors.RequestError, match="not nine"):
+        request.result()
+    assert tokens(itertools.islice(request, 2)) == begin
 
 
 def test_repr_tells_the_state(long_engine: mmengine.Engine) -> None:
