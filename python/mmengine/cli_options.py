@@ -92,9 +92,7 @@ def _add_form(parser: argparse.ArgumentParser) -> None:
     form.add_argument(
         "--regex", metavar="PATTERN", help="the answer matches this regular expression whole"
     )
-    form.add_argument(
-        "--grammar", metavar="FILE", help="the answer is text of this Lark grammar"
-    )
+    form.add_argument("--grammar", metavar="FILE", help="the answer is text of this Lark grammar")
 
 
 def _add_effort(parser: argparse.ArgumentParser) -> None:

@@ -65,9 +65,7 @@ class Grammars:
         compiled = self._compiled(grammar)
         return None if compiled is None else compiled[1]
 
-    def constraint(
-        self, grammar: str, hides_ends: bool = False
-    ) -> Callable[[], GrammarConstraint]:
+    def constraint(self, grammar: str, hides_ends: bool = False) -> Callable[[], GrammarConstraint]:
         """What makes a new constraint for each answer; `fault` must have found nothing.
 
         hides_ends: as GrammarConstraint's.

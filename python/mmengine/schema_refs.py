@@ -57,9 +57,7 @@ def _same_value_circle(refs: Mapping[int, Any], by_id: Mapping[int, _Schema]) ->
     return None
 
 
-def _same_value(
-    index: int, refs: Mapping[int, Any], by_id: Mapping[int, _Schema]
-) -> Iterator[int]:
+def _same_value(index: int, refs: Mapping[int, Any], by_id: Mapping[int, _Schema]) -> Iterator[int]:
     """The schemas that one applies to the very value it is applied to."""
     schema = by_id[index]
     listed = [inner for name in ("allOf", "anyOf", "oneOf") for inner in schema.get(name, ())]

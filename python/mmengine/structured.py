@@ -111,7 +111,9 @@ def response_text_form(response_format: Any) -> TextForm | None:
         raise _wrong(f"{field}.strict", "expected true or false")
     if "schema" not in given:
         raise _wrong(f"{field}.schema", "missing, expected a JSON schema")
-    return TextForm("json_schema", schema_text(given["schema"], f"{field}.schema"), f"{field}.schema")
+    return TextForm(
+        "json_schema", schema_text(given["schema"], f"{field}.schema"), f"{field}.schema"
+    )
 
 
 def tool_form(choice: Any, tools: Sequence[Mapping[str, Any]] | None) -> ToolForm | None:

@@ -7,7 +7,6 @@ import gc
 import itertools
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -263,17 +262,25 @@ class Breaking:
         return []
 
 
+def constrain(
+    engine: mmengine.Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    rules: Callable[[list[int]], Breaking | None],
+) -> None:
+    """Gives requests the constraint rules(ids of the prompt)."""
+    submit = engine._driver.submit
+
+    def constrained(token_ids: list[int], *arguments: Any, **options: Any) -> Any:
+        return submit(token_ids, *arguments, **{**options, "constraint": rules(token_ids)})
+
+    monkeypatch.setattr(engine._driver, "submit", constrained)
+
+
 def test_a_constraint_that_breaks_ends_its_request_alone(
     engine: mmengine.Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [outcome(engine.generate(prompt, sampled())) for prompt in prompts]
-    submit = engine._driver.submit
-
-    def constrained(token_ids: list[int], *arguments: Any, **options: Any) -> Any:
-        rules = Breaking(10) if token_ids == prompts[3] else None
-        return submit(token_ids, *arguments, **options, constraint=rules)
-
-    monkeypatch.setattr(engine._driver, "submit", constrained)
+    constrain(engine, monkeypatch, lambda ids: Breaking(10) if ids == prompts[3] else None)
     requests = [engine.submit(prompt, sampled()) for prompt in prompts]
     for i, request in enumerate(requests):
         if i != 3:
@@ -320,8 +327,7 @@ def test_tokens_that_came_with_the_failure_are_not_lost(
     engine: mmengine.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin = engine.generate(PROMPT, greedy(logprobs=None)).token_ids[:2]
-    submit = partial(engine._driver.submit, constraint=BreakingInside(100))
-    monkeypatch.setattr(engine._driver, "submit", submit)
+    constrain(engine, monkeypatch, lambda ids: BreakingInside(100))
     request = engine.submit(PROMPT, greedy(logprobs=None))
     with pytest.raises(errors.RequestError, match="not nine"):
         request.result()

@@ -35,9 +35,7 @@ def grammars() -> Grammars:
 
 
 @pytest.fixture
-def refused(
-    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., RequestError]:
+def refused(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RequestError]:
     """refused(**params) -> the error of a prompt with these SamplingParams."""
 
     def no_socket(*_: Any, **__: Any) -> Any:
@@ -95,7 +93,10 @@ BAD_SCHEMAS: dict[str, tuple[Any, str]] = {
     "empty anyOf": ({"anyOf": []}, "$.anyOf"),
     "draft 4": ({"items": [{}]}, "$.items: "),
     "pattern is no text": ({"pattern": 1}, "$.pattern: 1"),
-    "pattern": ({"anyOf": [{"type": "null"}, {"pattern": "(a"}]}, "$.anyOf[1].pattern: no regular expression"),
+    "pattern": (
+        {"anyOf": [{"type": "null"}, {"pattern": "(a"}]},
+        "$.anyOf[1].pattern: no regular expression",
+    ),
     "look-ahead": ({"items": {"pattern": "(?=a)"}}, "$.items.pattern: has look-around"),
     "back reference": ({"pattern": r"(a)\1"}, "$.pattern: has back references"),
     "pattern in properties": (
@@ -112,7 +113,10 @@ BAD_SCHEMAS: dict[str, tuple[Any, str]] = {
     "unique": ({"uniqueItems": True}, "$.uniqueItems: this keyword"),
     "if": ({"if": {}, "then": {}}, "$.if: this keyword"),
     "inner id": ({"items": {"$id": "x"}}, "$.items.$id: this keyword"),
-    "remote": ({"$ref": "http://127.0.0.1:9/x"}, '$.$ref: "http://127.0.0.1:9/x", expected a local'),
+    "remote": (
+        {"$ref": "http://127.0.0.1:9/x"},
+        '$.$ref: "http://127.0.0.1:9/x", expected a local',
+    ),
     "file": ({"$ref": "file:///etc/passwd"}, "$.$ref"),
     "no such place": ({"$ref": "#/$defs/x"}, '$.$ref: "#/$defs/x" is not in the schema'),
     "no schema there": ({"$ref": "#/title", "title": "x"}, "$.$ref: refers to what is no schema"),

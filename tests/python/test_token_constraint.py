@@ -18,8 +18,8 @@ from mmengine.grammar_vocabulary import make_tokenizer, special_names
 from mmengine.grammars import Grammars
 from mmengine.mistral_sentence_piece import MistralSentencePiece
 from mmengine.structured import TextForm, make_constraint
-from mmengine.tokenizer import Tokenizer
 from mmengine.token_constraint import GrammarConstraint
+from mmengine.tokenizer import Tokenizer
 from support.constrained import allowed, closing_ids, draw_answer
 from test_mistral_tokenizer import full, small
 from test_tokenizer import byte_level
