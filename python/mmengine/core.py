@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine import _core
+from mmengine.outputs import EngineStats, MemoryPlan
 from mmengine.progress import bar, stepwise
 from mmengine.sampling import SamplingParams, answer_seed
 
@@ -116,3 +117,28 @@ def core_params(
 def scoring_params() -> _core.SamplingParams:
     """Those of a request for logits, which generates nothing."""
     return _core.SamplingParams()
+
+
+def stats_of(core: CoreEngine) -> EngineStats:
+    """Its counts."""
+    stats = core.stats()
+    return EngineStats(**{name: getattr(stats, name) for name in EngineStats.__annotations__})
+
+
+def plan_of(core: CoreEngine) -> MemoryPlan:
+    """Where its memory goes."""
+    plan = core.plan()
+    return MemoryPlan(
+        weights_bytes=plan.weights_bytes,
+        resident_bytes=plan.resident_bytes,
+        bytes_per_token=plan.bytes_per_token,
+        kv_bytes_per_token={
+            "f32": plan.kv_bytes_per_token_f32,
+            "bf16": plan.kv_bytes_per_token_bf16,
+        },
+        kv_dtype=plan.kv_dtype.name,
+        kv_blocks=plan.kv_blocks,
+        kv_block_tokens=plan.kv_block_tokens,
+        max_context=plan.max_context,
+        regions=plan.regions,
+    )

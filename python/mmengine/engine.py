@@ -10,41 +10,32 @@ import asyncio
 import logging
 import os
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
 from mmengine import cache
-from mmengine.answer import AnswerStream
-from mmengine.batch import Batch, check_context, naming
 from mmengine.core import (
     KV_DTYPES,
     WEIGHT_DTYPES,
     EngineOptions,
-    core_params,
     load_core,
-    scoring_params,
+    plan_of,
+    stats_of,
 )
 from mmengine.driver import Driver
 from mmengine.efforts import EffortPolicy
 from mmengine.errors import ModelFormatError, UsageError
 from mmengine.grammars import Grammars
-from mmengine.handle import Deltas, Inbox
+from mmengine.handle import Deltas
+from mmengine.intake import Intake
 from mmengine.messages import quoted
 from mmengine.options import boolean, choice, count, integer, refuse, text
 from mmengine.outputs import ChatReply, Completion, Delta, EngineStats, MemoryPlan
-from mmengine.pending import PendingRequest, Results, loop_waker
-from mmengine.prompts import Message, Prompt, is_conversation, is_one_prompt, token_ids
-from mmengine.request import (
-    ChatArguments,
-    ChatOptions,
-    Request,
-    check_conversation,
-    check_one_answer,
-    prepare,
-)
+from mmengine.pending import PendingRequest, loop_waker
+from mmengine.prompts import Message, Prompt, is_one_prompt
+from mmengine.request import ChatArguments, ChatOptions, check_conversation
 from mmengine.sampling import SamplingParams
 from mmengine.terms import Terms
 from mmengine.vocabulary import load_chat_format, load_tokenizer
@@ -53,7 +44,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mmengine.handle import Handle, Item
     from mmengine.vocabulary import AnyChatFormat, AnyTokenizer
 
 
@@ -165,7 +155,11 @@ class Engine:
         self._check_vocabulary()
         self.chat_format: AnyChatFormat | None = load_chat_format(self.tokenizer)
         ends = () if self.chat_format is None else self.chat_format.stop_ids
-        self._grammars = Grammars(self.tokenizer, self.vocab_size, (*ends, *info.eos_ids))
+        grammars = Grammars(self.tokenizer, self.vocab_size, (*ends, *info.eos_ids))
+        self._intake = Intake(
+            self._driver, self.tokenizer, self.chat_format, grammars, self.vocab_size,
+            self.max_context,
+        )  # fmt: skip
 
     def _check_vocabulary(self) -> None:
         if self.tokenizer is not None and self.tokenizer.vocab_size > self.vocab_size:
@@ -219,8 +213,8 @@ class Engine:
         """
         terms, chat = Terms.of(cache_salt, deadline), ChatOptions(**options)
         if is_one_prompt(prompts):
-            return self._generate([prompts], params, chat, terms)[0]
-        return self._generate(list(prompts), params, chat, terms, is_list=True)
+            return self._intake.completions([prompts], params, chat, terms)[0]
+        return self._intake.completions(list(prompts), params, chat, terms, is_list=True)
 
     def chat(
         self,
@@ -262,7 +256,7 @@ class Engine:
         )
         terms = Terms.of(cache_salt, deadline)
         check_conversation(messages)
-        return ChatReply.of(self._generate([messages], params, options, terms)[0])
+        return ChatReply.of(self._intake.completions([messages], params, options, terms)[0])
 
     def stream(
         self,
@@ -278,7 +272,8 @@ class Engine:
         Keywords: those of submit(). Raises OverloadedError if the queue is full.
         """
         terms = Terms.of(cache_salt, deadline)
-        return Deltas(self._submit_one(prompt, params, ChatOptions(**options), terms), self)
+        inbox = self._intake.stream(prompt, params, ChatOptions(**options), terms)
+        return Deltas(inbox, self)
 
     async def astream(
         self,
@@ -296,7 +291,7 @@ class Engine:
         terms = Terms.of(cache_salt, deadline)
         arrived = asyncio.Event()
         wake = loop_waker(arrived)
-        inbox = self._submit_one(prompt, params, ChatOptions(**options), terms, wake)
+        inbox = self._intake.stream(prompt, params, ChatOptions(**options), terms, wake)
         try:
             while True:
                 while not inbox.ready:
@@ -328,19 +323,7 @@ class Engine:
         Raises RequestError naming the field, OverloadedError if the queue is full.
         """
         terms = Terms.of(cache_salt, deadline)
-        made = self._prepare(prompt, params, ChatOptions(**options))
-        results = Results(made.params.n or 1)
-        handles: list[Handle] = []
-        try:
-            for index in range(results.open):
-                first = handles[0].id if handles else 0
-                deliver = results.of(index)
-                handles.append(self._submit_answer(terms, made, index, first, deliver))
-        except BaseException:
-            for handle in handles:
-                handle.cancel()
-            raise
-        return PendingRequest(handles, results, made.ids, is_conversation(prompt), self)
+        return self._intake.pending(prompt, params, ChatOptions(**options), terms, self)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """float32 [tokens, vocab_size]: row i holds the logits of the token after token_ids[i]."""
@@ -353,95 +336,17 @@ class Engine:
 
         Nothing is checked or computed before the first block is asked for.
         """
-        ids = token_ids(prompt_ids, self.vocab_size)
-        inbox = Inbox()
-        inbox.handle = self._driver.submit(
-            ids, scoring_params(), AnswerStream(None), inbox.put, logits=True
-        )
-        yield from inbox.logits()
-
-    def _generate(
-        self,
-        prompts: list[Any],
-        params: SamplingParams | None,
-        options: ChatOptions,
-        terms: Terms,
-        is_list: bool = False,
-    ) -> list[Completion]:
-        made: list[Request] = []
-        for at, prompt in enumerate(prompts):
-            with naming(at if is_list else None):
-                made.append(self._prepare(prompt, params, options))
-                check_context(made[-1], self.max_context)
-        submit = partial(self._submit_answer, terms)
-        return Batch(submit, is_list).run(made)
-
-    def _prepare(
-        self, prompt: Prompt, params: SamplingParams | None, options: ChatOptions
-    ) -> Request:
-        self._driver.check_process()
-        return prepare(
-            prompt, params, options, self.tokenizer, self.chat_format, self.vocab_size,
-            self._grammars,
-        )  # fmt: skip
-
-    def _submit_answer(
-        self,
-        terms: Terms,
-        made: Request,
-        index: int,
-        same_prompt_as: int,
-        deliver: Callable[[Item], None],
-    ) -> Handle:
-        return self._driver.submit(
-            made.ids,
-            core_params(made.params, made.ends, index),
-            made.new_answer(),
-            deliver,
-            same_prompt_as=same_prompt_as,
-            cache_salt=terms.cache_salt,
-            deadline_s=terms.seconds_left(),
-            constraint=made.constraint(),
-        )
-
-    def _submit_one(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None,
-        options: ChatOptions,
-        terms: Terms,
-        notify: Callable[[], None] | None = None,
-    ) -> Inbox:
-        made = self._prepare(prompt, params, options)
-        check_one_answer(made.params)
-        inbox = Inbox(notify)
-        inbox.handle = self._submit_answer(terms, made, 0, 0, inbox.put)
-        return inbox
+        yield from self._intake.logits(prompt_ids)  # keeps the engine until then
 
     # ---- the engine itself -------------------------------------------------------------------
 
     def stats(self) -> EngineStats:
-        """Counts since the engine was loaded."""
-        stats = self._core.stats()
-        return EngineStats(**{name: getattr(stats, name) for name in EngineStats.__annotations__})
+        """Counts since the engine was loaded, and the queue and the KV cache now."""
+        return stats_of(self._core)
 
     def plan(self) -> MemoryPlan:
         """Where this engine's memory goes."""
-        plan = self._core.plan()
-        return MemoryPlan(
-            weights_bytes=plan.weights_bytes,
-            resident_bytes=plan.resident_bytes,
-            bytes_per_token=plan.bytes_per_token,
-            kv_bytes_per_token={
-                "f32": plan.kv_bytes_per_token_f32,
-                "bf16": plan.kv_bytes_per_token_bf16,
-            },
-            kv_dtype=plan.kv_dtype.name,
-            kv_blocks=plan.kv_blocks,
-            kv_block_tokens=plan.kv_block_tokens,
-            max_context=plan.max_context,
-            regions=plan.regions,
-        )
+        return plan_of(self._core)
 
     def measure_read_bandwidth(self) -> float:
         """Bytes per second at which this machine's memory is read, measured now (about 1 s)."""

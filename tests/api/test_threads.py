@@ -15,6 +15,8 @@ import pytest
 
 import mmengine
 from mmengine import errors
+from mmengine.request import ChatOptions
+from mmengine.terms import Terms
 from support.outcomes import greedy, outcome, sampled
 from support.scripts import run_script
 
@@ -186,9 +188,7 @@ def test_close_inside_a_stream(tiny: Tiny) -> None:
 def test_close_from_the_thread_that_steps(tiny: Tiny) -> None:
     """A result's notification may close the engine, be it as a collected object."""
     engine = mmengine.Engine(tiny(), device="cpu")
-    inbox = engine._submit_one(
-        PROMPT, greedy(), mmengine.engine.ChatOptions(), mmengine.engine.Terms(), engine.close
-    )
+    inbox = engine._intake.stream(PROMPT, greedy(), ChatOptions(), Terms(), engine.close)
     with pytest.raises(errors.EngineDeadError, match="closed"):
         list(iter(inbox.next_delta, None))
     engine.close()
@@ -220,6 +220,12 @@ def test_an_engine_that_is_collected_while_it_computes(in_a_cycle: bool, tiny: T
         del engine, stream
         gc.collect()
     assert threading.active_count() == before
+
+
+def test_logits_keep_their_engine(tiny: Tiny) -> None:
+    blocks = mmengine.Engine(tiny(), device="cpu", prefill_chunk=8).logits_blocks([1] * 64)
+    gc.collect()
+    assert sum(len(block) for block in blocks) == 64
 
 
 EXIT = """
