@@ -83,8 +83,8 @@ def _answer(form: AnswerForm, body: str, *rules: str) -> str:
     if form.think is not None:
         first, last = (f"<[{index}]>" for index in form.think)
         before = "rest " if form.thought_open else "think? "
-        thought = f"ANY_TEXT? {last}"
-        lines.append(f"rest: {thought}" if form.thought_open else f"think: {first} {thought}")
+        thought = f"rest: ANY_TEXT? {last}" if form.thought_open else None
+        lines.append(thought or f"think: {first} ANY_TEXT {last}")
         if _ANY_TEXT not in lines:
             lines.append(_ANY_TEXT)
     return "\n".join([f"start: {before}{body}", *lines]) + "\n"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # The first of these that may be next ends what is open.
-CLOSING = (*(('"', '",', '"}', '"]'), ("@",), ("}", "]", "]}", "}}"), (",",)),)
+CLOSING = (('"', '",', '"}', '"]', '":'), ("@",), ("}", "]", "]}", "}}"), (",",))
 
 
 def closing_ids(tokenizer: Any) -> list[list[int]]:
