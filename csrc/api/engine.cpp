@@ -101,7 +101,7 @@ struct Engine::Impl {
   MaskWorker masks;
   SampleLists lists;
   std::vector<TokenLogprob> logprobs, prompt_logprobs;
-  std::int64_t steps = 0, prompt_tokens = 0, generated_tokens = 0;
+  std::int64_t steps = 0, prompt_tokens = 0, generated_tokens = 0, kv_saturated = 0;
 
   mutable std::mutex inbox_mutex;  // guards what follows; never held while computing
   std::vector<std::unique_ptr<Sequence>> submitted;
@@ -185,6 +185,7 @@ std::vector<Output> Engine::Impl::compute(const StepResult*& result) {
   masks.wait();
   runner->sample(make_sample_input(schedule, lists));
   result = &runner->collect(with_logits);
+  kv_saturated = result->kv_saturated;
   std::vector<Output> outputs = scheduler.commit(schedule, *result);
   ++steps;
   for (const Output& output : outputs) generated_tokens += output.num_tokens;
@@ -260,6 +261,7 @@ void Engine::Impl::snapshot() {
   now.kv_blocks_free = cache.free_blocks();
   now.kv_blocks_used = cache.used_blocks();
   now.kv_blocks_cached = cache.cached_blocks();
+  now.kv_saturated = kv_saturated;
   const SchedulerCounts count = scheduler.counts();
   now.requests_running = count.running;
   now.requests_waiting = count.waiting;

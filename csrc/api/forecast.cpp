@@ -110,7 +110,7 @@ CpuForecast forecast_cpu(const std::string& directory, const EngineOptions& opti
   out.kv_blocks = plan.num_blocks;
   out.kv_block_tokens = plan.kv.block_tokens;
   out.max_context = plan.limits.context_tokens;
-  out.kv_dtype = plan.kv.dtype == DType::f32 ? KvDtype::f32 : KvDtype::bf16;
+  out.kv_dtype = kv_dtype(plan);
 
   // What one sequence of the whole context would need: its blocks, which are a quarter of what the
   // weights leave unless their number is given.

@@ -57,7 +57,9 @@ py::dict forecast_dict(const CpuForecast& forecast) {
   out["kv_blocks"] = forecast.kv_blocks;
   out["kv_block_tokens"] = forecast.kv_block_tokens;
   out["max_context"] = forecast.max_context;
-  out["kv_dtype"] = forecast.kv_dtype == KvDtype::f32 ? "f32" : "bf16";
+  out["kv_dtype"] = forecast.kv_dtype == KvDtype::f32    ? "f32"
+                    : forecast.kv_dtype == KvDtype::bf16 ? "bf16"
+                                                         : "fp8";
   return out;
 }
 

@@ -138,6 +138,7 @@ void bind_options(py::module_& m) {
       .value("automatic", KvDtype::automatic)
       .value("f32", KvDtype::f32)
       .value("bf16", KvDtype::bf16)
+      .value("fp8", KvDtype::fp8)
       .finalize();
   py::native_enum<FinishReason>(m, "FinishReason", "enum.Enum")
       .value("running", FinishReason::running)
@@ -215,6 +216,7 @@ void bind_results(py::module_& m) {
       .def_readonly("kv_blocks_free", &EngineStats::kv_blocks_free)
       .def_readonly("kv_blocks_used", &EngineStats::kv_blocks_used)
       .def_readonly("kv_blocks_cached", &EngineStats::kv_blocks_cached)
+      .def_readonly("kv_saturated", &EngineStats::kv_saturated)
       .def_readonly("requests_running", &EngineStats::requests_running)
       .def_readonly("requests_waiting", &EngineStats::requests_waiting);
   py::class_<MemoryPlan>(m, "MemoryPlan")
@@ -231,6 +233,7 @@ void bind_results(py::module_& m) {
       .def_readonly("bytes_per_token", &MemoryPlan::bytes_per_token)
       .def_readonly("kv_bytes_per_token_f32", &MemoryPlan::kv_bytes_per_token_f32)
       .def_readonly("kv_bytes_per_token_bf16", &MemoryPlan::kv_bytes_per_token_bf16)
+      .def_readonly("kv_bytes_per_token_fp8", &MemoryPlan::kv_bytes_per_token_fp8)
       .def_readonly("kv_blocks", &MemoryPlan::kv_blocks)
       .def_readonly("kv_block_tokens", &MemoryPlan::kv_block_tokens)
       .def_readonly("max_context", &MemoryPlan::max_context)

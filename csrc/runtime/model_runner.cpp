@@ -8,7 +8,8 @@ ModelRunner::ModelRunner(const Plan& plan, std::unique_ptr<Rank> rank)
     : rank_(std::move(rank)),
       host_(allocate_host(plan.host.bytes())),
       input_(plan.step_input_host.bind(host_)),
-      logits_(host_[plan.logits_host].as<float>()) {
+      logits_(host_[plan.logits_host].as<float>()),
+      kv_saturated_(host_[plan.kv_saturated_host].as<std::int64_t>()) {
   result_.out = plan.sample_output_host.bind(host_);
 }
 
@@ -22,6 +23,8 @@ void ModelRunner::sample(const SampleInput& input) { rank_->sample(batch_, input
 const StepResult& ModelRunner::collect(bool with_logits) {
   result_.cu_logits = batch_.input.cu_logits;
   result_.logits = with_logits ? logits_ : nullptr;
+  rank_->download_kv_saturated(kv_saturated_);
+  result_.kv_saturated = *kv_saturated_;
   if (with_logits) rank_->download_logits(batch_, logits_);
   return result_;
 }

@@ -24,6 +24,7 @@ class ModelRunner {
   Arena host_;
   StepInput input_;
   float* logits_ = nullptr;  // host
+  std::int64_t* kv_saturated_ = nullptr;
   Batch batch_;
   StepResult result_;
 };

@@ -21,6 +21,7 @@ int in_range(std::int64_t value, std::int64_t most, const char* option) {
 DType resolve_kv(KvDtype wish, const WeightPlan& weights) {
   if (wish == KvDtype::f32) return DType::f32;
   if (wish == KvDtype::bf16) return DType::bf16;
+  if (wish == KvDtype::fp8) return DType::e4m3;
   const bool any_f32 =
       std::any_of(weights.weights.begin(), weights.weights.end(),
                   [](const WeightEntry& entry) { return entry.spec.format == WeightFormat::f32; });
@@ -105,6 +106,8 @@ Plan make_plan(const ModelConfig& config, const StoredWeights& stored, const Pla
   plan_steps(plan, config.rope, backend, plan.device);
   const auto pool = static_cast<std::int64_t>(plan.kv_layer_bytes) * (plan.num_blocks + 1);
   plan.kv_blocks = plan.device.add("kv_blocks", DType::u8, {config.num_layers, pool});
+  plan.kv_saturated = plan.device.add("kv_saturated", DType::i64, {1});
+  plan.kv_saturated_host = plan.host.add("kv_saturated_host", DType::i64, {1});
   plan.step_input_host = StepInputSlices::plan(plan.limits, plan.host);
   plan.sample_output_host = SampleOutputSlices::plan(plan.limits, plan.host);
   plan.logits_host =
@@ -113,6 +116,17 @@ Plan make_plan(const ModelConfig& config, const StoredWeights& stored, const Pla
   const std::size_t total = plan.device.bytes() + plan.host.bytes();
   if (total > memory) misfit("weights, KV cache and workspace do not fit", total);
   return plan;
+}
+
+KvDtype kv_dtype(const Plan& plan) {
+  switch (plan.kv.dtype) {
+    case DType::f32:
+      return KvDtype::f32;
+    case DType::e4m3:
+      return KvDtype::fp8;
+    default:
+      return KvDtype::bf16;
+  }
 }
 
 void check_fits(const Plan& plan) {
@@ -141,10 +155,11 @@ MemoryPlan describe(const Plan& plan, const Checkpoint& checkpoint) {
   const std::int64_t values = 2 * plan.kv.num_layers * plan.kv.num_kv_heads * plan.kv.head_dim;
   out.kv_bytes_per_token_f32 = values * 4;
   out.kv_bytes_per_token_bf16 = values * 2;
+  out.kv_bytes_per_token_fp8 = values;
   out.kv_blocks = plan.num_blocks;
   out.kv_block_tokens = plan.kv.block_tokens;
   out.max_context = plan.limits.context_tokens;
-  out.kv_dtype = plan.kv.dtype == DType::f32 ? KvDtype::f32 : KvDtype::bf16;
+  out.kv_dtype = kv_dtype(plan);
   return out;
 }
 

@@ -46,11 +46,13 @@ struct Plan {
   StepInputSlices step_input, step_input_host;
   SampleOutputSlices sample_output, sample_output_host;
   Slice rope_cos, rope_sin, query_scale, logits, logits_host, scratch, kv_blocks;
-  std::size_t kv_layer_bytes = 0;  // of one block in one layer
+  Slice kv_saturated, kv_saturated_host;  // one count
+  std::size_t kv_layer_bytes = 0;         // of one block in one layer
 };
 
 // Error{usage} for an option out of range.
 Plan make_plan(const ModelConfig& config, const StoredWeights& stored, const PlanOptions& options);
+KvDtype kv_dtype(const Plan& plan);  // resolved
 // Error{resource} with needed and available bytes.
 void check_fits(const Plan& plan);
 MemoryPlan describe(const Plan& plan, const Checkpoint& checkpoint);  // for the public API

@@ -19,6 +19,7 @@ std::vector<KvView> layer_views(const Plan& plan, const Arena& arena) {
     view.block_tokens = plan.kv.block_tokens;
     view.num_kv_heads = static_cast<int>(plan.kv.num_kv_heads);
     view.head_dim = static_cast<int>(plan.kv.head_dim);
+    view.saturated = arena[plan.kv_saturated].as<std::int64_t>();
     views.push_back(view);
   }
   return views;
@@ -56,8 +57,11 @@ Rank::Rank(const Plan& plan, const ModelConfig& config, const Checkpoint& checkp
       slots_(plan.step.bind_slots(device_)),
       input_(plan.step_input.bind(device_)),
       output_(plan.sample_output.bind(device_)),
-      logits_(device_[plan.logits]) {
+      logits_(device_[plan.logits]),
+      kv_saturated_(device_[plan.kv_saturated].as<std::int64_t>()) {
   backend_->set_scratch(device_[plan.scratch]);
+  const std::int64_t none = 0;
+  backend_->upload(kv_saturated_, &none, sizeof none);
   const LayerConstants constants{upload_rope(plan, config, device_, *backend_),
                                  1.0f / std::sqrt(static_cast<float>(config.head_dim))};
   decoder_ = std::make_unique<Decoder>(*backend_, config, *weights_, constants,
@@ -99,6 +103,10 @@ void Rank::sample(const Batch& batch, const SampleInput& input, const SampleOutp
   backend_->download(out.logprob, output_.logprob, rows * sizeof(float));
   backend_->download(out.top_id, output_.top_id, rows * kMaxLogprobs * sizeof(std::int32_t));
   backend_->download(out.top_logprob, output_.top_logprob, rows * kMaxLogprobs * sizeof(float));
+}
+
+void Rank::download_kv_saturated(std::int64_t* host) {
+  backend_->download(host, kv_saturated_, sizeof *host);
 }
 
 void Rank::download_logits(const Batch& batch, float* host) {

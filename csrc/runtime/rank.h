@@ -19,6 +19,7 @@ class Rank {
   // Samples and accepts the rows of the last forward; `out` is host memory.
   void sample(const Batch& batch, const SampleInput& input, const SampleOutput& out);
   void download_logits(const Batch& batch, float* host);  // of the last forward, [E, vocab]
+  void download_kv_saturated(std::int64_t* host);         // of all steps so far
   Backend& backend() { return *backend_; }
 
  private:
@@ -33,6 +34,7 @@ class Rank {
   StepInput input_;
   SampleOutput output_;
   TensorView logits_;
+  std::int64_t* kv_saturated_;
 };
 
 }  // namespace mmengine

@@ -121,6 +121,7 @@ struct StepResult {  // host memory, valid until the next step
   SampleOutput out;
   const std::int32_t* cu_logits = nullptr;  // [S+1]
   const float* logits = nullptr;            // [E, vocab]
+  std::int64_t kv_saturated = 0;            // of all steps so far
 };
 
 }  // namespace mmengine

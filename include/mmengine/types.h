@@ -16,7 +16,8 @@ namespace mmengine {
 using RequestId = std::uint64_t;
 
 enum class WeightDtype { automatic, f32, bf16, fp8 };  // automatic: as stored
-enum class KvDtype { automatic, f32, bf16 };           // automatic: f32 beside f32 weights, or bf16
+// automatic: f32 beside f32 weights, or bf16. fp8: e4m3 of the values themselves, clamped to +-448.
+enum class KvDtype { automatic, f32, bf16, fp8 };
 enum class FinishReason { running, stop, length, cancelled, error };
 
 struct EngineOptions {
@@ -119,6 +120,8 @@ struct EngineStats {
   std::int64_t cached_tokens = 0;  // of prompt_tokens, whose KV was there already
   // free + used + cached = total; cached: of no running request, kept for prompts to come.
   std::int64_t kv_blocks_total = 0, kv_blocks_free = 0, kv_blocks_used = 0, kv_blocks_cached = 0;
+  std::int64_t kv_saturated =
+      0;  // elements that a KV cache in fp8 clamped, each time it was stored
   int requests_running = 0, requests_waiting = 0;
 };
 
@@ -132,7 +135,7 @@ struct MemoryPlan {
   std::int64_t weights_bytes = 0;    // as stored in the checkpoint
   std::int64_t resident_bytes = 0;   // all regions
   std::int64_t bytes_per_token = 0;  // weights that one generated token reads
-  std::int64_t kv_bytes_per_token_f32 = 0, kv_bytes_per_token_bf16 = 0;
+  std::int64_t kv_bytes_per_token_f32 = 0, kv_bytes_per_token_bf16 = 0, kv_bytes_per_token_fp8 = 0;
   std::int64_t kv_blocks = 0, kv_block_tokens = 0, max_context = 0;
   KvDtype kv_dtype = KvDtype::bf16;  // resolved
 };

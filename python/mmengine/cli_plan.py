@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 _CHANGED = {
     "device": {"help": "auto, cpu or cuda; auto is cuda where a memory or devices are given"},
     "weight_dtype": {"choices": ("auto", "f32", "bf16", "fp8", "int4")},
-    "kv_dtype": {"choices": ("auto", "f32", "bf16", "fp8")},
 }
-_TAKEN = ("max_context", "max_batch", "threads", "prefill_chunk", *_CHANGED)
+_TAKEN = ("max_context", "max_batch", "kv_dtype", "threads", "prefill_chunk", *_CHANGED)
 
-# The Engine's options that change a plan, with what only a plan knows: cuda, int4, fp8 KV.
+# The Engine's options that change a plan, with what only a plan knows: cuda, int4.
 PLAN_SETTINGS = tuple(
     replace(setting, **_CHANGED.get(setting.name, {}))  # type: ignore[arg-type]
     for setting in ENGINE_SETTINGS

@@ -27,6 +27,7 @@ KV_DTYPES = {
     "auto": _core.KvDtype.automatic,
     "f32": _core.KvDtype.f32,
     "bf16": _core.KvDtype.bf16,
+    "fp8": _core.KvDtype.fp8,
 }
 
 
@@ -135,6 +136,7 @@ def plan_of(core: CoreEngine) -> MemoryPlan:
         kv_bytes_per_token={
             "f32": plan.kv_bytes_per_token_f32,
             "bf16": plan.kv_bytes_per_token_bf16,
+            "fp8": plan.kv_bytes_per_token_fp8,
         },
         kv_dtype=plan.kv_dtype.name,
         kv_blocks=plan.kv_blocks,

@@ -84,7 +84,8 @@ class Engine:
         device: "auto", "cpu", or "ref" (slow: the specification of the others).
         weight_dtype: "auto" (as stored; f16 becomes f32), "f32", "bf16" or "fp8" (e4m3 with one
             scale per row, weights only).
-        kv_dtype: "auto" (f32 beside f32 weights, else bf16), "f32" or "bf16".
+        kv_dtype: "auto" (f32 beside f32 weights, else bf16), "f32", "bf16" or "fp8" (e4m3 of the
+            values themselves: half of bf16's memory; stats().kv_saturated counts what it clamps).
         max_context: tokens of prompt and answer; None = what the model and the memory allow.
         max_batch: sequences computed at once; None = 16.
         max_waiting: requests that may wait to be begun, each of n answers counted; None = 16384.

@@ -254,6 +254,8 @@ class EngineStats:
     requests_running: being computed; requests_waiting: in the queue, preempted ones among them.
     Blocks: free + used + cached = total; used ones hold KV of running requests, cached ones of no
     request any more, and give way when room is needed.
+    kv_saturated: elements of K and V beyond +-448 that a KV cache in fp8 clamped, each time it was
+    stored; more than a few of them cost quality.
     """
 
     steps: int
@@ -265,6 +267,7 @@ class EngineStats:
     kv_blocks_free: int
     kv_blocks_used: int
     kv_blocks_cached: int
+    kv_saturated: int
     requests_running: int
     requests_waiting: int
 
@@ -279,13 +282,14 @@ class EngineStats:
         return self.kv_blocks_used / self.kv_blocks_total
 
     def __repr__(self) -> str:
+        clamped = f"; {self.kv_saturated} elements of KV clamped" if self.kv_saturated else ""
         return (
             f"<EngineStats: {self.requests_running} running, {self.requests_waiting} waiting; "
             f"KV blocks {self.kv_blocks_used} used, {self.kv_blocks_cached} cached, "
             f"{self.kv_blocks_free} free of {self.kv_blocks_total}; "
             f"tokens {self.prompt_tokens} prompt ({self.cache_hit_rate:.0%} cached), "
             f"{self.generated_tokens} generated in {self.steps} steps; "
-            f"{self.preemptions} preemptions>"
+            f"{self.preemptions} preemptions{clamped}>"
         )
 
 

@@ -132,11 +132,11 @@ class Planner:
     def _cheap(self, fit: Fit, wanted: int) -> list[str]:
         """The options that cost least, taken together until it fits; [] when none gains."""
         changes: dict[str, Any] = {}
-        words: list[str] = []
+        words: dict[str, str] = {}  # by what they change: the narrowest kv_dtype stands for all
         best = fit
         for word, change, possible in (
             ("kv_dtype bf16", {"kv_dtype": "bf16"}, fit.kv_dtype == "f32"),
-            ("kv_dtype fp8", {"kv_dtype": "fp8"}, self._on_gpu() and fit.kv_dtype != "fp8"),
+            ("kv_dtype fp8", {"kv_dtype": "fp8"}, fit.kv_dtype != "fp8"),
             ("text_only", {"text_only": True}, self._has_vision()),
             ("no draft", {"use_draft": False}, self.draft is not None),
         ):
@@ -145,9 +145,9 @@ class Planner:
             changes |= change
             better = self.fit(**changes)
             if better.context > best.context:
-                words.append(word)
+                words |= dict.fromkeys(change, word)
                 best = better
-        return [" and ".join(words) + _gain(best, wanted)] if words else []
+        return [" and ".join(words.values()) + _gain(best, wanted)] if words else []
 
     def _devices(self, fit: Fit, wanted: int) -> list[str]:
         """The least number of devices that is enough, else the most that can share the model."""

@@ -103,8 +103,8 @@ ENGINE_SETTINGS = (
     Setting(
         "kv_dtype",
         str,
-        "type of the KV cache; auto is f32 beside f32 weights, else bf16",
-        choices=("auto", "f32", "bf16"),
+        "type of the KV cache; auto is f32 beside f32 weights, else bf16; fp8 is half of bf16",
+        choices=("auto", "f32", "bf16", "fp8"),
     ),
     Setting("max_context", int, "tokens of context (default: the most that fits)", minimum=1),
     Setting("max_batch", int, "sequences that run at once", minimum=1),

@@ -25,6 +25,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "bf16": {"seed": 5, "dtype": "bf16", "tied": True, "layout": "mistral"},
     "fp8": {"seed": 5, "dtype": "fp8", "layout": "mistral"},
 }
+KV_DTYPES = ["f32", "bf16", "fp8"]
 PARAMS = {"greedy": greedy, "sampled": sampled, "penalised": penalised, "scored": scored}
 
 
@@ -57,7 +58,7 @@ def test_baselines_are_worth_comparing(baselines: Baselines) -> None:
 
 
 @pytest.mark.parametrize("params", PARAMS)
-@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("model", MODELS)
 def test_any_place_in_a_batch(
     model: str, kv_dtype: str, params: str, tiny: Tiny, prompts: list[list[int]],
@@ -72,7 +73,7 @@ def test_any_place_in_a_batch(
                 assert outcome(completion) == expected[i], f"prompt {i} in a batch led by {turn}"
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("prefill_chunk", [1, 16, None])
 def test_threads_and_prompt_chunks(
@@ -120,7 +121,7 @@ def test_more_requests_than_places(
 
 
 @pytest.mark.parametrize("params", PARAMS)
-@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("prefill_chunk", [1, 16, None])
 def test_preempted_sequences(
     prefill_chunk: int | None, kv_dtype: str, params: str, tiny: Tiny, prompts: list[list[int]]
@@ -182,7 +183,7 @@ def test_anything_at_once(
     data: st.DataObject, tiny: Tiny, prompts: list[list[int]], baselines: Baselines
 ) -> None:
     order = data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=12), label="order")
-    kv_dtype = data.draw(st.sampled_from(["f32", "bf16"]), label="kv_dtype")
+    kv_dtype = data.draw(st.sampled_from(KV_DTYPES), label="kv_dtype")
     params = data.draw(st.sampled_from(sorted(PARAMS)), label="params")
     engine = mmengine.Engine(
         tiny(**MODELS["f32"]),

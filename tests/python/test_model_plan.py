@@ -195,6 +195,7 @@ MODELS = [
         {"max_context": 100, "max_batch": 3, "threads": 2},
         {"weight_dtype": "fp8", "kv_dtype": "f32", "prefill_chunk": 32},
         {"weight_dtype": "bf16", "threads": 1},
+        {"kv_dtype": "fp8", "max_batch": 2},
     ],
 )
 def test_cpu_plans_are_those_of_the_engine(tmp_path, model, options):
@@ -206,7 +207,7 @@ def test_cpu_plans_are_those_of_the_engine(tmp_path, model, options):
     assert plan.weights_bytes == taken.weights_bytes
     assert (plan.max_context, plan.kv_dtype) == (taken.max_context, taken.kv_dtype)
     assert plan.kv_tokens == taken.kv_blocks * taken.kv_block_tokens
-    assert plan.kv_bytes_per_token.items() >= taken.kv_bytes_per_token.items()
+    assert plan.kv_bytes_per_token == taken.kv_bytes_per_token
     assert plan.fits
 
 
@@ -244,6 +245,19 @@ def test_cpu_plans_refuse_what_the_engine_refuses(tmp_path):
     assert f"max_context {less.max_context}" in less.advice
     none = mmengine.plan(path, device="cpu", device_memory="100kB")
     assert (none.fits, none.max_context) == (False, 0)
+
+
+def test_cpu_advice_names_the_widest_cache_that_helps(tmp_path):
+    path = make_tiny_model(tmp_path, max_context=8192)
+    least = {
+        kv: mmengine.plan(path, device="cpu", device_memory="1GiB", kv_dtype=kv).needed_bytes
+        for kv in ("bf16", "fp8")
+    }
+    for kv, memory in least.items():
+        plan = mmengine.plan(path, device="cpu", device_memory=memory)
+        assert plan.kv_dtype == "f32"
+        assert plan.advice.split(": use ")[1].split(",")[0] == f"kv_dtype {kv}"
+        assert mmengine.plan(path, device="cpu", device_memory=memory, kv_dtype=kv).advice == ""
 
 
 def test_weights_change_nothing(tmp_path):
