@@ -160,3 +160,30 @@ def test_an_engine_says_when_its_steps_ended(tmp_path):
         assert len(times) > 3
         assert times == sorted(times)
         assert times[-1] < read_at
+
+
+def test_forms_of_answers(run, tmp_path):
+    schema, lark = tmp_path / "s.json", tmp_path / "g.lark"
+    schema.write_text('{"type": "integer"}')
+    lark.write_text('start: "a"')
+    engines = []
+
+    def factory(*args, **options):
+        engines.append(FakeEngine(*args, **options))
+        return engines[-1]
+
+    for argv, field, value in (
+        (["--json-schema", str(schema)], "json_schema", '{"type":"integer"}'),
+        (["--regex", "a+"], "regex", "a+"),
+        (["--grammar", str(lark)], "grammar", 'start: "a"'),
+    ):
+        assert run("generate", "-p", "one", *argv, factory=factory)[0] == 0
+        assert getattr(engines[-1].params[0], field) == value
+    made = len(engines)
+    code, _, err = run("generate", "-p", "x", "--json-schema", str(lark), factory=factory)
+    assert (code, "json_schema: $: no JSON object" in one_sentence(err)) == (64, True)
+    code, _, err = run("generate", "-p", "x", "--grammar", str(tmp_path / "no"), factory=factory)
+    assert (code, "--grammar" in one_sentence(err)) == (66, True)
+    code, _, err = run("generate", "-p", "x", "--regex", "a", "--grammar", str(lark))
+    assert (code, "not allowed with" in one_sentence(err)) == (64, True)
+    assert len(engines) == made
