@@ -270,7 +270,6 @@ def oracle_allows(version: str, ids: list[int], **fields: Any) -> bool:
     return matcher.try_consume_tokens(ids) == len(ids) and bool(matcher.is_accepting())
 
 
-@pytest.mark.oracle  # jinja2 comes with torch
 @pytest.mark.parametrize("version", ["v11", "v13", "v15"])
 @pytest.mark.parametrize(
     "fields",
@@ -295,7 +294,6 @@ def test_our_answers_are_mistral_commons(version: str, fields: dict[str, Any]) -
         assert oracle_allows(version, ids, **fields, **effort), small(version).decode(ids, False)
 
 
-@pytest.mark.oracle
 @pytest.mark.parametrize("version", ["v11", "v13", "v15"])
 def test_plain_answers_of_mistral_common_are_ours(version: str) -> None:
     token = small(version).token_id
