@@ -1,4 +1,5 @@
-// Scheduler, KvCache and Batch for pytest, without any model: the test plays the device.
+// Scheduler, KvCache and Batch for pytest, without any model: the test plays the device (Harness),
+// or simulation/ does, under random workloads (simulate).
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -12,6 +13,7 @@
 #include "runtime/batch.h"
 #include "runtime/sampler.h"
 #include "runtime/scheduler.h"
+#include "simulation/simulation.h"
 
 namespace py = pybind11;
 using namespace mmengine;
@@ -144,10 +146,45 @@ class Harness {
   SampleLists lists_;
 };
 
+// Workloads with seeds [first, first + count) -> what they reached, the violations of rules and, if
+// asked for, a line a step.
+py::dict simulate(std::uint64_t first, int count, bool trace) {
+  simulation::Outcome outcome;
+  {
+    const py::gil_scoped_release release;
+    outcome = simulation::simulate(first, count, trace, 20);
+  }
+  py::list violations;
+  for (const simulation::Violation& v : outcome.violations) {
+    py::dict one;
+    one["seed"] = v.seed;
+    one["step"] = v.step;
+    one["rule"] = v.rule;
+    one["what"] = v.what;
+    violations.append(one);
+  }
+  py::dict reached;
+  for (const auto& [name, number] : outcome.statistics.list()) reached[name] = number;
+  py::dict out;
+  out["reached"] = reached;
+  out["violations"] = violations;
+  out["trace"] = outcome.trace;
+  return out;
+}
+
+py::dict rules() {
+  py::dict all;
+  for (const simulation::Rule& rule : simulation::kRules) all[rule.name] = rule.what;
+  return all;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(MM_MODULE, m) {
   register_errors(m);
+  m.def("simulate", &simulate, py::arg("first"), py::arg("count"), py::kw_only(),
+        py::arg("trace") = false);
+  m.def("rules", &rules);
   py::class_<Harness>(m, "Harness")
       .def(py::init<int, int, int, int, int, int, bool>(), py::kw_only(), py::arg("num_blocks"),
            py::arg("block_tokens"), py::arg("slots"), py::arg("max_context"),

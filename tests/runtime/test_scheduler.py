@@ -1,12 +1,11 @@
-"""Scheduler, KvCache, Batch and Sampler against a fake device under random workloads.
+"""Scheduler, KvCache, Batch and Sampler step by step against a fake device: what was decided when.
 
 The device's hidden state is the list of tokens it reads through the block table, and each entry
 knows all tokens before it, so a wrong block, position, slot, order or shared prefix shows as a
-text that differs from the text of the same prompt alone.
+text that differs from the text of the same prompt alone. test_protocol.py has random workloads.
 """
 
 import hashlib
-import random
 
 import pytest
 
@@ -88,118 +87,6 @@ class Device:
             tokens.append(token)
             chain = hash((chain, token))
         return tokens, chain
-
-
-def run_workload(seed):
-    rng = random.Random(seed)
-    block_tokens = rng.choice([1, 2, 3, 5])
-    max_context = rng.randint(4, 40)
-    needed = -(-max_context // block_tokens)
-    num_blocks = needed + rng.randint(0, 2 * needed)
-    slots = rng.randint(1, 5)
-    harness = Harness(
-        num_blocks=num_blocks,
-        block_tokens=block_tokens,
-        slots=slots,
-        max_context=max_context,
-        prefill_chunk=rng.choice([1, 2, 7, 100]),
-        share=rng.random() < 0.8,
-    )
-    stems = [[rng.randrange(VOCAB) for _ in range(max_context)] for _ in range(2)]
-    device = Device(num_blocks, block_tokens, slots)
-    requests, finished, answers, logits_rows, cancelled = {}, {}, {}, {}, set()
-    hits, scored = {}, {}
-    waiting = list(range(rng.randint(1, 10)))
-    guard = 0
-    while waiting or not harness.idle():
-        guard += 1
-        assert guard < 5000, "no progress"
-        if waiting and rng.random() < 0.4:
-            request = waiting.pop()
-            wants_logits = rng.random() < 0.15
-            longest = max_context if wants_logits else max_context - 1
-            length = rng.choice([longest, rng.randint(1, longest)])
-            prompt = prompt_of(rng, length, [*stems, *(a for a in answers.values() if a)])
-            room = max(max_context - len(prompt), 1)
-            limit = rng.choice([-1, rng.randint(1, room)])
-            least = rng.randint(0, room if limit < 0 else limit)
-            stops = rng.sample(range(VOCAB), rng.randint(0, 4))
-            requests[request] = (prompt, limit, least, stops, wants_logits)
-            previous = list(requests)[-2] if len(requests) > 1 else 0
-            if not wants_logits and (request + seed) % 6 == 0:
-                scored[request] = []
-            harness.submit(
-                request,
-                prompt,
-                max_tokens=limit,
-                min_tokens=least,
-                stop_ids=stops,
-                logits=wants_logits,
-                prompt_logprobs=2 if request in scored else -1,
-                same_prompt_as=previous if seed % 3 else 0,
-            )
-        if requests and rng.random() < 0.03:
-            victim = rng.choice(list(requests))
-            if harness.end(victim):
-                cancelled.add(victim)
-        batch = harness.schedule()
-        check_blocks(harness)
-        if batch is not None:
-            for s, request in enumerate(batch["ids"]):
-                first, last = batch["cu_logits"][s : s + 2].tolist()
-                given = [token for token in batch["given"][first:last] if token >= 0]
-                assert request in scored or not given
-                scored.get(request, []).extend(given)
-            for request, added, rows, finish in harness.commit(device.step(batch)):
-                logits_rows[request] = logits_rows.get(request, 0) + rows
-                assert added == (0 if rows else 1) or request in scored
-                if finish != RUNNING:
-                    finished[request] = finish
-            check_blocks(harness)
-        for state in harness.sequences():
-            answers[state["id"]] = state["tokens"]
-            hits[state["id"]] = state["cached_tokens"]
-        harness.reap()
-    assert harness.blocks()[1] == 0, "blocks leaked"
-    for request, (prompt, limit, least, stops, wants_logits) in requests.items():
-        if request in cancelled:
-            continue
-        if wants_logits:
-            assert logits_rows[request] == len(prompt)
-            continue
-        if request in scored:
-            assert scored[request] == prompt[1:], "each prompt token is scored once, in order"
-        assert logits_rows[request] == len(scored.get(request, []))
-        assert (answers[request], finished[request]) == solo(
-            prompt, limit, least, stops, max_context
-        )
-    return harness.preemptions(), sum(hits.values())
-
-
-def prompt_of(rng, length, known):
-    """Random tokens, often after the beginning of something known."""
-    stem = rng.choice(known)[: rng.randint(0, length)] if rng.random() < 0.7 else []
-    return [*stem, *(rng.randrange(VOCAB) for _ in range(length - len(stem)))]
-
-
-def check_blocks(harness):
-    free, used, cached, total = harness.blocks()
-    tables = [state["block_table"] for state in harness.sequences()]
-    held = {block for table in tables for block in table}
-    assert free + used + cached == total
-    assert len(held) == used, "a block belongs to no sequence, or is lost"
-    for table in tables:
-        assert len(table) == len(set(table)), "a block stands twice in one table"
-    slots = [state["slot"] for state in harness.sequences() if state["slot"] >= 0]
-    assert len(slots) == len(set(slots)), "a slot belongs to two sequences"
-
-
-@pytest.mark.parametrize("block", range(20))
-def test_texts_equal_solo_texts(block):
-    runs = [run_workload(1000 * block + i) for i in range(50)]
-    preemptions, hits = (sum(column) for column in zip(*runs, strict=True))
-    assert preemptions > 0, "the workloads no longer reach preemption"
-    assert hits > 0, "the workloads no longer reach the prefix cache"
 
 
 def test_first_come_first_served():
