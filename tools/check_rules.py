@@ -101,6 +101,7 @@ TESTS_OF_SOMETHING_ELSE = {
     "tests/model/test_oracle.py": "decoder against transformers",
     "tests/python/test_cli_model.py": "the installed mm-run with the demo model",
     "tests/python/test_gguf.py": "gguf_reader and convert_gguf together",
+    "tests/runtime/test_mutants.py": "the rules of the simulation, each broken on purpose",
     "tests/runtime/test_protocol.py": "scheduler, cache and a fake model together",
     "tests/support/test_tiny.py": "tools/tiny: what tiny checkpoints hold",
 }
