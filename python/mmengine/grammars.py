@@ -91,7 +91,7 @@ class Grammars:
         error = self._child().compile(grammar)
         if error is None:
             return None
-        matcher = None
+        matcher: Any = None
         if not error:
             library = llguidance()
             limits = library.LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)

@@ -25,7 +25,8 @@ def find_fault(pattern: str) -> str | None:
 def count_states(pattern: str) -> int | str:
     """The characters that a pattern stands for, each as often as it is repeated, or its fault.
 
-    Groups are at most MAX_DEPTH deep, counts of {n,m} at most MAX_REPEAT, the states at most MAX_STATES.
+    Groups are at most MAX_DEPTH deep, counts of {n,m} at most MAX_REPEAT, the states at most
+    MAX_STATES.
     """
     sizes = [0]  # of the open groups, outermost first
     last = 0  # the size of what a repetition would repeat

@@ -140,11 +140,12 @@ def check_tool_choice(choice: Any) -> None:
     """Raises RequestError unless this is a tool_choice of the OpenAI shape."""
     if choice is None or (isinstance(choice, str) and choice in _CHOICES):
         return
-    if isinstance(choice, Mapping) and choice.get("type", "function") == "function":
+    if isinstance(choice, Mapping) and set(choice) <= {"type", "function"}:
         function = choice.get("function")
-        if set(choice) <= {"type", "function"} and isinstance(function, Mapping):
-            if set(function) == {"name"} and isinstance(function["name"], str):
-                return
+        named = isinstance(function, Mapping) and set(function) == {"name"}
+        of_type = choice.get("type", "function") == "function"
+        if named and of_type and isinstance(choice["function"]["name"], str):
+            return
     raise _wrong(
         "tool_choice",
         'expected "auto", "none", "required" or {"type": "function", "function": {"name": ...}}',

@@ -177,9 +177,7 @@ def test_calls_are_of_offered_tools_and_valid(engine: mmengine.Engine) -> None:
     for seed in range(6):
         for effort in ("none", "high"):
             options: dict[str, Any] = {"tools": [TOOL, plain], "reasoning_effort": effort}
-            reply = engine.chat(
-                USER, drawn(engine, seed=seed), **options, tool_choice="required"
-            )
+            reply = engine.chat(USER, drawn(engine, seed=seed), **options, tool_choice="required")
             assert reply.finish_reason == "tool_calls"
             for call in reply.tool_calls:
                 assert call.valid
@@ -248,7 +246,7 @@ def test_a_constraint_that_fails_ends_its_own_answer(
         fill(self, bits)
 
     monkeypatch.setattr(GrammarConstraint, "fill_mask", failing)
-    with pytest.raises(RequestError, match="constraint: .*too many states") as caught:
+    with pytest.raises(RequestError, match=r"constraint: .*too many states") as caught:
         engine.generate("Hi", drawn(engine, regex="[a-z]{30}"))
     assert caught.value.code == "constraint"
     monkeypatch.undo()
@@ -314,5 +312,7 @@ def test_the_demo_model_fills_a_schema(smollm2: Path) -> None:
         assert reply.finish_reason == "stop"
         assert "Paris" in json.loads(reply.content)["city"]
         jsonschema.validate(json.loads(reply.content), schema)
-        raw = engine.generate("The capital of France is", SamplingParams(regex=r" [A-Z][a-z]{2,7}\."))
+        raw = engine.generate(
+            "The capital of France is", SamplingParams(regex=r" [A-Z][a-z]{2,7}\.")
+        )
         assert raw.text == " Paris."

@@ -34,6 +34,11 @@ def grammars() -> Grammars:
     return made
 
 
+def ask(grammars: Grammars, **params: Any) -> None:
+    made = SamplingParams(**params)
+    prepare("x", made, ChatOptions(), small(), None, small().vocab_size, grammars)
+
+
 @pytest.fixture
 def refused(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RequestError]:
     """refused(**params) -> the error of a prompt with these SamplingParams."""
@@ -45,8 +50,7 @@ def refused(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         monkeypatch.setattr(socket, "socket", no_socket)
         begin = time.thread_time()  # the clock of a busy machine tells nothing
         with pytest.raises(RequestError) as caught:
-            made = SamplingParams(**params)
-            prepare("x", made, ChatOptions(), small(), None, small().vocab_size, grammars)
+            ask(grammars, **params)
         seconds = time.thread_time() - begin
         assert seconds < SECONDS - CPU_SECONDS, f"{seconds}, and those of the child"
         message = str(caught.value)

@@ -191,6 +191,6 @@ def test_tokens_of_sentence_piece_inside_of_a_text() -> None:
     """The dummy space is for the beginning of a text; "A" is not the byte 0x41."""
     tokenizer = sentence_piece()
     constraint = make("SentencePiece", "regex", "[AB]C")
-    ids = {index for index in allowed(constraint, tokenizer.vocab_size)}
+    ids = set(allowed(constraint, tokenizer.vocab_size))
     assert {tokenizer.token_bytes(int(i)) for i in ids} <= {b"A", b"B", b"AC", b"BC"}
     assert tokenizer.token_id("A") in ids
