@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer as Referen
 from mmengine import SamplingParams
 from mmengine.errors import RequestError
 from mmengine.grammars import Grammars
+from mmengine.mistral_chat import MistralChat
 from mmengine.request import ChatOptions, Request, prepare
 from mmengine.token_constraint import GrammarConstraint
 from support.constrained import allowed, closing_ids, draw_answer
 from test_mistral_chat import small_chat
+from test_mistral_sentence_piece import made
 from test_mistral_tokenizer import SPECIALS, small
 from test_mistral_tokenizer import WORDS as SMALL_WORDS
 
@@ -324,3 +327,47 @@ def test_plain_answers_of_mistral_common_are_ours(version: str) -> None:
         constraint = ask(version, **fields, **effort).constraint()
         assert constraint is not None
         assert spells(constraint, [*ids, 2]), (ids, fields)
+
+
+# Vocabularies whose texts begin with a dummy space.
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "v3", "v7"])
+def test_sentence_piece_texts_begin_with_their_space(version: str) -> None:
+    tokenizer = made(version)
+    chat = MistralChat(tokenizer)
+    owner = Grammars(tokenizer, tokenizer.vocab_size)
+
+    def answers(messages: Any, params: Any = None, **options: Any) -> list[tuple[list[int], Any]]:
+        request = prepare(
+            messages, params, ChatOptions(**options), tokenizer, chat, tokenizer.vocab_size, owner
+        )
+        drawn = []
+        for seed in range(6):
+            constraint = request.constraint()
+            assert constraint is not None
+            ids, finish = draw_answer(
+                constraint, tokenizer.vocab_size, tokenizer.eos_ids, closing_ids(tokenizer), seed
+            )
+            assert finish == "stop"
+            parser = chat.parser(request.ids, False, [t["function"]["name"] for t in TOOLS])
+            parser.push(ids)
+            parser.finish()
+            drawn.append((ids, parser))
+        return drawn
+
+    for ids, parser in answers(USER, response_format=FORMAT):
+        assert tokenizer.token_bytes(ids[0]).startswith(b" ")
+        jsonschema.validate(json.loads(parser.content), CITY)
+    for _, parser in answers(USER, SamplingParams(regex=" ?x[ab]{2}")):
+        assert re.fullmatch(" ?x[ab]{2}", parser.content)
+    begun = [*USER, {"role": "assistant", "content": "It is", "prefix": True}]
+    for _, parser in answers(begun, SamplingParams(regex="(n't|) [ab]{2}")):
+        assert re.fullmatch("(n't|) [ab]{2}", parser.content)
+    if version == "v1":
+        with pytest.raises(RequestError, match="tools: "):
+            answers(USER, tools=TOOLS, tool_choice="required")
+        return
+    for _, parser in answers(USER, tools=TOOLS, tool_choice="required"):
+        assert parser.tool_calls
+        assert all(call.valid for call in parser.tool_calls)
