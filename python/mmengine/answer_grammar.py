@@ -91,7 +91,7 @@ def _answer(form: AnswerForm, body: str, *rules: str) -> str:
 
 
 def _space(form: AnswerForm) -> str:
-    return '" " ' if form.first_space and form.think is None else ""
+    return '" " ' if form.first_space else ""
 
 
 def _calls(form: AnswerForm, calls: Sequence[Call]) -> str:

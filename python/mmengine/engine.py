@@ -164,7 +164,7 @@ class Engine:
 
     def _check_vocabulary(self) -> None:
         if self.tokenizer is not None and self.tokenizer.vocab_size > self.vocab_size:
-            self.close()
+            self._close()
             raise ModelFormatError(
                 f"tokenizer: {self.tokenizer.vocab_size} tokens, but the model's vocabulary has "
                 f"{self.vocab_size}; tokenizer and weights are of different models",
@@ -356,6 +356,7 @@ class Engine:
     def close(self) -> None:
         """Frees the model. Idempotent, any thread; waiting requests raise EngineDeadError."""
         self._close()
+        self._intake.grammars.close()
 
     def __enter__(self) -> Self:
         return self

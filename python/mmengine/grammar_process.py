@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mmengine.errors import ResourceError
+
 CPU_SECONDS = 0.8
 MEMORY_BYTES = 64 << 20
 
@@ -39,7 +41,7 @@ class GrammarProcess:
 
     def compile(self, grammar: str) -> str | None:
         """The library's own words for what is wrong, "" for nothing; None where it took too long
-        or too much memory.
+        or too much memory. Raises ResourceError where no process can be started.
         """
         with self._lock:
             if self._owner != os.getpid():  # a fork: the child of another process is not ours
@@ -60,20 +62,30 @@ class GrammarProcess:
                 self._kill()
 
     def _compile(self, grammar: str) -> str | None:
-        wait = _WALL_SECONDS
         if self._child is None or self._child.poll() is not None:
-            self._kill()
-            self._child = self._start()
-            self._send(self._first)
-            wait = _START_SECONDS
+            self._start()
         self._send({"grammar": grammar})
-        answer: dict[str, str] = json.loads(self._receive(wait))
+        answer: dict[str, str] = json.loads(self._receive(_WALL_SECONDS))
         return answer["error"]
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> None:
+        self._kill()
+        try:
+            self._child = self._open()
+            self._send(self._first)
+            self._receive(_START_SECONDS)
+        except (OSError, ValueError) as error:
+            self._kill()
+            raise ResourceError(
+                "structured output: the process that compiles grammars could not be started",
+                where="structured output",
+                code="process",
+            ) from error
+
+    def _open(self) -> subprocess.Popen[bytes]:
         script = Path(__file__).with_name("grammar_worker.py")
         return subprocess.Popen(
-            [sys.executable, "-I", str(script), str(self._library)],
+            [sys.executable or "python3", "-I", str(script), str(self._library)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -1,9 +1,10 @@
 """Compiles grammars in a process of its own, so that one that hangs or eats memory harms nobody.
 
-Run as a script; it knows llguidance and the standard library. It reads JSON lines from stdin: first
-{"specials": {id: name}, "size": tokens, "seconds": CPU time, "bytes": memory of one grammar}, then
-{"grammar": TEXT} each of which it answers with {"error": TEXT}, "" for none, or dies of. Nothing of
-this is shown to anyone: what a user reads is made of it by structured.py.
+Run as a script; it knows llguidance and the standard library. It reads JSON lines from stdin. The
+first, {"specials": {id: name}, "size": tokens, "seconds": of processor time, "bytes": memory of one
+grammar}, it answers with {"ready": true}; the others, {"grammar": TEXT}, with {"error": TEXT}, ""
+for none, unless it dies of one. Nothing of this is shown to anyone: what a user reads is made of it
+by structured.py.
 """
 
 from __future__ import annotations
@@ -28,12 +29,17 @@ def main() -> None:
     settings = json.loads(sys.stdin.readline())
     tokenizer = _tokenizer(llguidance, settings["specials"], settings["size"])
     _limit_memory(settings["bytes"])
+    _say({"ready": True})
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, settings["seconds"])  # its signal ends the process
         error = _compile(llguidance, tokenizer, json.loads(line)["grammar"])
         signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.write(json.dumps({"error": error}) + "\n")
-        sys.stdout.flush()
+        _say({"error": error})
+
+
+def _say(answer: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
 
 
 def _compile(llguidance: Any, tokenizer: Any, grammar: str) -> str:

@@ -44,6 +44,13 @@ class Grammars:
         self._kept: OrderedDict[str, Compiled] = OrderedDict()
         self._kept_bytes = 0
 
+    def close(self) -> None:
+        """Ends the process, if there is one; the next grammar starts another. Idempotent."""
+        with self._lock:
+            process = self._process
+        if process is not None:
+            process.close()
+
     def check(self, field: str) -> None:
         """Raises RequestError naming `field` where this engine can have no grammars."""
         if self._tokenizer is None:

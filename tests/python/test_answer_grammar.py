@@ -196,7 +196,7 @@ def test_json_has_no_white_space_but_after_separators() -> None:
     ]
     for text in texts:
         assert spells(constraint.clone(), [*small().encode(text), 2]), text
-    for text in [*wrong, '{"city":\n"x"}', '{"city": "x"}\n']:
+    for text in [*wrong, '{"city": "x",  "days": 3}', '{"city":\n"x"}', '{"city": "x"}\n']:
         assert not spells(constraint.clone(), [*small().encode(text), 2]), text
 
 

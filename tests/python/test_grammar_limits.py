@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from mmengine import SamplingParams
 from mmengine.answer_grammar import AnswerForm
-from mmengine.errors import RequestError
+from mmengine.errors import RequestError, ResourceError
 from mmengine.grammar_process import CPU_SECONDS
 from mmengine.grammars import Grammars
 from mmengine.json_schema import MAX_BYTES, schema_text
@@ -211,6 +212,18 @@ def test_one_that_is_dear_is_killed_and_the_next_one_works(
     assert grammars.fault('start: "and" "on"\n') == ""
 
 
+@pytest.mark.parametrize(("seconds", "fault"), [(60.0, ""), (0.05, None)])
+def test_one_that_takes_time_is_killed(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, fault: str | None
+) -> None:
+    monkeypatch.setattr("mmengine.grammar_process.CPU_SECONDS", seconds)
+    monkeypatch.setattr("mmengine.grammar_process._WALL_SECONDS", 120.0)
+    mine = Grammars(small(), small().vocab_size)
+    assert mine.fault('start: "a"\n') == ""
+    assert mine._child().compile("start: /a{1000}/{700}\n") == fault
+    assert mine.fault('start: "b"\n') == ""
+
+
 @pytest.mark.parametrize(("limit_bytes", "fault"), [(64 << 20, ""), (1 << 20, None)])
 def test_one_that_eats_memory_is_killed(
     monkeypatch: pytest.MonkeyPatch, limit_bytes: int, fault: str | None
@@ -231,6 +244,18 @@ def test_the_child_ends_with_its_owner() -> None:
     assert child.poll() is None
     del mine
     assert child.wait(10) != 0
+
+
+def test_a_process_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Grammars(small(), small().vocab_size)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(ResourceError, match="could not be started"):
+        mine.fault('start: "a"\n')
+    monkeypatch.undo()
+    assert mine.fault('start: "a"\n') == ""
+    mine.close()
+    mine.close()
+    assert mine.fault('start: "b"\n') == ""
 
 
 def test_grammars_are_kept_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,6 @@ from mmengine.grammars import Grammars
 from mmengine.mistral_sentence_piece import MistralSentencePiece
 from mmengine.structured import TextForm, make_constraint
 from mmengine.token_constraint import GrammarConstraint
-from mmengine.tokenizer import Tokenizer
 from support.constrained import allowed, closing_ids, draw_answer
 from test_mistral_tokenizer import full, small
 from test_tokenizer import byte_level
@@ -194,3 +193,6 @@ def test_tokens_of_sentence_piece_inside_of_a_text() -> None:
     ids = set(allowed(constraint, tokenizer.vocab_size))
     assert {tokenizer.token_bytes(int(i)) for i in ids} <= {b"A", b"B", b"AC", b"BC"}
     assert tokenizer.token_id("A") in ids
+    byte = next(i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"A")
+    assert byte < (tokenizer.token_id("A") or 0)
+    assert byte not in ids
