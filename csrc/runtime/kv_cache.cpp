@@ -48,16 +48,15 @@ std::int32_t KvCache::take() {
   return block;
 }
 
-BlockCopy KvCache::fork(const Sequence& from, Sequence& sequence) {
+std::int32_t KvCache::fork(const Sequence& from, Sequence& sequence) {
   MM_CHECK(sequence.block_table.empty() && sequence.computed == 0, "kv_cache",
            "expected a sequence without blocks");
-  if (sequence.wants_rows() || from.prefix.salt != sequence.prefix.salt) return {};
-  // The last token must be computed to go on.
-  const auto most =
-      std::min<std::size_t>(static_cast<std::size_t>(from.computed), sequence.tokens.size() - 1);
-  const auto end = sequence.tokens.begin() + static_cast<std::ptrdiff_t>(most);
-  const auto same = std::mismatch(sequence.tokens.begin(), end, from.tokens.begin()).first;
-  sequence.computed = static_cast<int>(same - sequence.tokens.begin());
+  const auto known = static_cast<std::ptrdiff_t>(sequence.tokens.size()) - 1;
+  if (sequence.wants_rows() || from.prefix.salt != sequence.prefix.salt || from.computed < known ||
+      !std::equal(sequence.tokens.begin(), sequence.tokens.begin() + known, from.tokens.begin())) {
+    return 0;
+  }
+  sequence.computed = static_cast<int>(known);
   const auto full = static_cast<std::size_t>(sequence.computed / block_tokens_);
   for (std::size_t i = 0; i < full; ++i) {
     sequence.block_table.push_back(from.block_table[i]);
@@ -66,9 +65,7 @@ BlockCopy KvCache::fork(const Sequence& from, Sequence& sequence) {
   const auto& links = from.prefix.links;
   sequence.prefix.links.assign(
       links.begin(), links.begin() + static_cast<std::ptrdiff_t>(std::min(full, links.size())));
-  if (sequence.computed % block_tokens_ == 0) return {};
-  sequence.block_table.push_back(take());
-  return {from.block_table[full], sequence.block_table.back()};
+  return sequence.computed % block_tokens_ == 0 ? 0 : from.block_table[full];
 }
 
 bool KvCache::reserve(Sequence& sequence, int tokens) {

@@ -21,10 +21,10 @@ class KvCache {
   // Gives a sequence that has no block those that hold its first tokens, never all of its tokens:
   // the last one must be computed to go on. Sets computed.
   void attach(Sequence& sequence);
-  // The same from a running sequence, whatever may be shared: its full blocks that hold the first
-  // tokens of `sequence`, and the next one by copying it, for which there must be a block. Returns
-  // the copy to make before the next rows are written; 0, 0: none.
-  BlockCopy fork(const Sequence& from, Sequence& sequence);
+  // The same from a running sequence that has computed all tokens of `sequence` but the last one,
+  // whatever may be shared: its full blocks. Returns the next one, if it holds the rest of them: to
+  // be copied into that which `sequence` reserves there, before rows are written; 0: none.
+  std::int32_t fork(const Sequence& from, Sequence& sequence);
   // Blocks for positions [0, tokens), evicting cached ones. False: not enough, nothing changed.
   bool reserve(Sequence& sequence, int tokens);
   // Full blocks of tokens [0, computed) may serve others from now on.

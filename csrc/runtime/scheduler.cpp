@@ -130,11 +130,11 @@ bool Scheduler::admit(Sequence& sequence, const Sequence* other, Budget& budget,
   if (free_slots_.empty() || budget.prompt_rows == 0) return false;
   // Looking for a prefix costs time that grows with the prompt: not again before more is free.
   if (cache_.available_blocks() <= std::max(sequence.refused_with, 0)) return false;
-  BlockCopy copy;
+  std::int32_t source = 0;
   if (other != nullptr && other->status == Status::running && sequence.preemptions == 0) {
-    copy = cache_.fork(*other, sequence);
+    source = cache_.fork(*other, sequence);
   }
-  if (sequence.block_table.empty()) cache_.attach(sequence);
+  if (sequence.computed == 0) cache_.attach(sequence);
   const int positions =
       std::min(static_cast<int>(sequence.tokens.size()) + 1, options_.max_context);
   const int needed = (positions + cache_.block_tokens() - 1) / cache_.block_tokens();
@@ -152,7 +152,10 @@ bool Scheduler::admit(Sequence& sequence, const Sequence* other, Budget& budget,
     give_back(sequence);
     return false;
   }
-  if (copy.target != 0) schedule.copies.push_back(copy);
+  if (source != 0) {
+    const auto next = static_cast<std::size_t>(cached / cache_.block_tokens());
+    schedule.copies.push_back({source, sequence.block_table[next]});
+  }
   sequence.status = Status::running;
   if (sequence.preemptions == 0) {
     sequence.cached_tokens = cached;

@@ -76,10 +76,13 @@ const Record* Checks::forked_from(const Record& record) const {
   if (other == 0 || record.sequence->wants_rows() || record.sequence->preemptions > 0)
     return nullptr;
   const Record& parent = *records_[other - 1];
-  const bool common = parent.request.salt == record.request.salt &&
-                      parent.request.prompt.front() == record.request.prompt.front() &&
-                      record.sequence->tokens.size() > 1;
-  return parent.running() && common ? &parent : nullptr;
+  if (!parent.running()) return nullptr;
+  const std::vector<std::int32_t>&own = record.sequence->tokens, &others = parent.sequence->tokens;
+  const auto known = static_cast<std::ptrdiff_t>(own.size()) - 1;
+  const bool common = parent.request.salt == record.request.salt && known > 0 &&
+                      parent.scheduled.computed >= known &&
+                      std::equal(own.begin(), own.begin() + known, others.begin());
+  return common ? &parent : nullptr;
 }
 
 void Checks::check_hits(Record& record) {
@@ -103,12 +106,8 @@ void Checks::check_hits(Record& record) {
     keys.push_back(key);
   }
   if (parent != nullptr) {
-    const std::vector<std::int32_t>& tokens = parent->sequence->tokens;
-    const int most = std::min(parent->scheduled.computed, known - 1);
-    const auto end = std::mismatch(s.tokens.begin(), s.tokens.begin() + most, tokens.begin()).first;
-    const auto common = static_cast<int>(end - s.tokens.begin());
-    report_.expect(s.computed == common, "children", "request ", s.id, " begins after ", s.computed,
-                   " of ", common, " tokens that are those of ", parent->request.id);
+    report_.expect(s.computed == known - 1, "children", "request ", s.id, " begins after ",
+                   s.computed, " of ", known - 1, " tokens that are those of ", parent->request.id);
     ++report_.statistics.forks;
   } else {
     const int expected = may_hit ? findable(keys) : 0;
@@ -215,8 +214,6 @@ void Checks::check_order() {
                      record->scheduled.preemptions, "th time, to nobody or before a younger one");
       ++report_.statistics.pinned;
     }
-    // A refused fork may have taken a block for its copy.
-    if (record->waiting() && record->request.same_prompt_as != 0) evicted_ = report_.step;
     if (record->preempted()) {
       report_.statistics.preemptions += record->scheduled.preemptions - record->before.preemptions;
     }
