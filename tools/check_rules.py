@@ -78,6 +78,7 @@ TESTS_OF_SOMETHING_ELSE = {
     "tests/api/test_pool.py": "engine: a KV pool that is always full",
     "tests/api/test_threads.py": "engine: threads, processes, close at any moment",
     "tests/api/test_determinism.py": "engine: batches, chunks and threads change no bit",
+    "tests/api/test_host.py": "engine: what only a host in C++ can do to it",
     "tests/api/test_family.py": "engine: Mistral 3 in every form, FP8 in any company",
     "tests/api/test_kv_dtype.py": "engine: the types of the KV cache",
     "tests/api/test_memory.py": "engine: what loading takes at its peak",

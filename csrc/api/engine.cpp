@@ -11,6 +11,7 @@
 #include <map>
 #include <mutex>
 #include <random>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -94,7 +95,9 @@ struct Engine::Impl {
   StepLimits limits;
   const pid_t process = ::getpid();
 
-  std::mutex step_mutex;  // held by the thread that steps or closes
+  std::mutex step_mutex;                 // held by the thread that steps or closes
+  std::atomic<std::thread::id> stepper;  // who is inside a step
+  bool closes = false;                   // by the stepper: at the end of its step
   KvCache cache;
   Scheduler scheduler;
   std::unique_ptr<ModelRunner> runner;
@@ -117,7 +120,16 @@ struct Engine::Impl {
 
 // ---- a step --------------------------------------------------------------------------------
 
-bool Engine::Impl::step(const Sink& sink) {
+bool Engine::Impl::step(const Sink& told) {
+  // What a sink throws is thrown on when all that this step found is published.
+  std::exception_ptr failure;
+  const Sink sink = [&](const StepOutput& out) {
+    try {
+      told(out);
+    } catch (...) {
+      if (!failure) failure = std::current_exception();
+    }
+  };
   take_inbox(sink);
   const StepResult* result = nullptr;
   std::vector<Output> outputs;
@@ -130,6 +142,8 @@ bool Engine::Impl::step(const Sink& sink) {
   for (const Output& output : outputs) publish(output, *result, sink);
   scheduler.reap();
   snapshot();
+  if (failure) std::rethrow_exception(failure);
+  if (dead) return false;  // the sink closed the engine
   const std::lock_guard lock(inbox_mutex);
   return !scheduler.idle() || !submitted.empty() || !endings.empty();
 }
@@ -146,6 +160,9 @@ void Engine::Impl::take_inbox(const Sink& sink) {
   {
     const std::lock_guard lock(inbox_mutex);
     arrived.swap(submitted);
+    counts.queued += static_cast<int>(arrived.size());
+    counts.queued_tokens += submitted_tokens;
+    stats.requests_waiting += static_cast<int>(arrived.size());
     submitted_tokens = 0;
     ended.swap(endings);
     const auto past = deadlines.upper_bound(Clock::now());
@@ -278,7 +295,11 @@ Engine Engine::load(const std::string& directory, const EngineOptions& options) 
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::Engine(Engine&&) noexcept = default;
-Engine& Engine::operator=(Engine&&) noexcept = default;
+
+Engine& Engine::operator=(Engine&& other) noexcept {
+  const Engine replaced(std::exchange(impl_, std::move(other.impl_)));
+  return *this;
+}
 
 Engine::~Engine() {
   // In a forked child the pool's threads do not exist: joining them would wait for ever.
@@ -320,6 +341,11 @@ RequestId Engine::submit(Request request) {
         std::make_unique<Constraint>(std::move(request.constraint), impl.info.vocab_size);
   }
   const std::lock_guard lock(impl.inbox_mutex);
+  if (request.same_prompt_as >= impl.next_id) {
+    throw Error(ErrorCode::request, "same_prompt_as",
+                str("expected a request submitted before, got ", request.same_prompt_as),
+                {.reason = "out_of_range", .param = "same_prompt_as"});
+  }
   impl.check_room(sequence->num_prompt_tokens);
   sequence->id = impl.next_id++;
   sequence->seed = sequence->sampling.seed.value_or(mix(impl.base_seed ^ mix(sequence->id)));
@@ -350,6 +376,14 @@ bool Engine::step(const Sink& sink) {
   const std::unique_lock stepping(impl.step_mutex, std::try_to_lock);
   if (!stepping) fail(ErrorCode::usage, "engine", "step is called while another thread steps");
   if (impl.dead) live();  // closed in the meantime
+  struct Stepping {
+    Impl& impl;
+    explicit Stepping(Impl& i) : impl(i) { impl.stepper = std::this_thread::get_id(); }
+    ~Stepping() {
+      impl.stepper = std::thread::id();
+      if (impl.closes) impl.runner.reset();
+    }
+  } const inside(impl);
   return impl.step(sink);
 }
 
@@ -382,6 +416,10 @@ double Engine::measure_read_bandwidth() {
 void Engine::close() {
   if (!impl_ || impl_->process != ::getpid()) return;
   impl_->die("it was closed");
+  if (impl_->stepper == std::this_thread::get_id()) {  // in a sink
+    impl_->closes = true;
+    return;
+  }
   const std::lock_guard stepping(impl_->step_mutex);  // waits for the step that runs
   impl_->runner.reset();
 }

@@ -11,6 +11,17 @@ namespace {
 
 constexpr std::int64_t kBits = 32;
 
+// Of the exception that is being handled, whatever its type.
+std::string current_message() {
+  try {
+    throw;
+  } catch (const std::exception& error) {
+    return error.what();
+  } catch (...) {
+    return "an exception of another type than std::exception";
+  }
+}
+
 }  // namespace
 
 Constraint::Constraint(std::unique_ptr<TokenConstraint> rules, std::int64_t vocab_size)
@@ -42,8 +53,8 @@ void Constraint::prepare(const std::vector<std::int32_t>& banned) {
       return;
     }
     rules_->mask(mask_.data(), mask_.size());
-  } catch (const std::exception& error) {
-    return fail(error.what());
+  } catch (...) {
+    return fail(current_message());
   }
   const std::int64_t past = vocab_size_ % kBits;
   if (past != 0) mask_.back() &= (std::uint32_t{1} << past) - 1;
@@ -64,8 +75,8 @@ bool Constraint::advance(std::int32_t token) {
   try {
     MM_CHECK(rules_->accept(token), "constraint", "token ", token, " is refused, but was allowed");
     find_forced();
-  } catch (const std::exception& error) {
-    fail(error.what());
+  } catch (...) {
+    fail(current_message());
     return false;
   }
   return true;

@@ -16,6 +16,7 @@ Scheduler::Scheduler(const SchedulerOptions& options, KvCache& cache)
 }
 
 void Scheduler::submit(std::unique_ptr<Sequence> sequence) {
+  by_id_[sequence->id] = sequence.get();
   sequences_.push_back(std::move(sequence));
 }
 
@@ -32,20 +33,16 @@ SchedulerCounts Scheduler::counts() const {
   return counts;
 }
 
-const Sequence* Scheduler::find(RequestId id) const {
-  const auto found = std::find_if(sequences_.begin(), sequences_.end(),
-                                  [id](const auto& s) { return s->id == id; });
-  return found == sequences_.end() ? nullptr : found->get();
+Sequence* Scheduler::find(RequestId id) const {
+  const auto found = by_id_.find(id);
+  return found == by_id_.end() ? nullptr : found->second;
 }
 
 Sequence* Scheduler::end(RequestId id, FinishReason reason) {
-  for (const auto& sequence : sequences_) {
-    if (sequence->id == id && sequence->status != Status::finished) {
-      finish(*sequence, reason);
-      return sequence.get();
-    }
-  }
-  return nullptr;
+  Sequence* sequence = find(id);
+  if (sequence == nullptr || sequence->status == Status::finished) return nullptr;
+  finish(*sequence, reason);
+  return sequence;
 }
 
 void Scheduler::give_back(Sequence& sequence) {
@@ -248,7 +245,11 @@ std::vector<Output> Scheduler::commit(const Schedule& schedule, const StepResult
 }
 
 void Scheduler::reap() {
-  std::erase_if(sequences_, [](const auto& s) { return s->status == Status::finished; });
+  std::erase_if(sequences_, [this](const auto& s) {
+    if (s->status != Status::finished) return false;
+    by_id_.erase(s->id);
+    return true;
+  });
 }
 
 }  // namespace mmengine

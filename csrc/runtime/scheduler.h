@@ -8,6 +8,7 @@
 #pragma once
 
 #include <memory>
+#include <unordered_map>
 #include <vector>
 
 #include "runtime/kv_cache.h"
@@ -55,7 +56,7 @@ class Scheduler {
   struct Budget {
     int prompt_rows, logits_rows;
   };
-  const Sequence* find(RequestId id) const;
+  Sequence* find(RequestId id) const;  // null: unknown
   bool admit(Sequence& sequence, const Sequence* other, Budget& budget, Schedule& schedule);
   bool add_span(Sequence& sequence, Budget& budget, Schedule& schedule);
   bool reserve(Sequence& sequence, int tokens);
@@ -68,6 +69,7 @@ class Scheduler {
   SchedulerOptions options_;
   KvCache& cache_;
   std::vector<std::unique_ptr<Sequence>> sequences_;  // by arrival
+  std::unordered_map<RequestId, Sequence*> by_id_;
   std::vector<int> free_slots_;
   std::int64_t preemptions_ = 0, cached_tokens_ = 0;
 };

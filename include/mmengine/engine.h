@@ -1,5 +1,6 @@
 // Engine: one loaded model and the requests that share it. Several engines may live in a process.
-// submit, cancel, finish, stats, close: any thread. step and run: one thread at a time (checked).
+// submit, cancel, finish, stats, close: any thread, in a sink, too; close not in a TokenConstraint.
+// step and run: one thread at a time (checked).
 // Standard library only, C++17.
 #pragma once
 
@@ -25,8 +26,10 @@ class MM_EXPORT Engine {
   void cancel(RequestId id);          // unknown or finished ids are ignored
   void finish(RequestId id);          // ends it with reason "stop": a stop string was seen
 
-  bool step(const Sink& sink);  // one step; false = nothing left to do
-  void run(const Sink& sink);   // step until idle
+  // One step; false = nothing left to do. What the sink throws ends neither the step nor a request:
+  // it is thrown on at the end.
+  bool step(const Sink& sink);
+  void run(const Sink& sink);  // step until idle
 
   EngineStats stats() const;
   const MemoryPlan& plan() const;

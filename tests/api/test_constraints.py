@@ -270,3 +270,41 @@ def test_limits_of_the_queue(core: Any) -> None:
     assert sorted(run(engine)[0]) == ids
     long = engine.submit([5] * 120, params(max_tokens=1))  # longer than the queue: alone it may
     assert list(run(engine)[0]) == [long]
+
+
+def test_the_request_that_another_waits_for_was_submitted_before(core: Any) -> None:
+    """Itself or one to come would be waited for without end."""
+    engine = core()
+    beside = engine.submit(PROMPT, params(max_tokens=2))
+    for other in (2, 3, 2**64 - 1):
+        with pytest.raises(mmengine.RequestError, match="same_prompt_as"):
+            engine.submit(PROMPT, params(), same_prompt_as=other)
+    child = engine.submit(PROMPT, params(max_tokens=2), same_prompt_as=beside)
+    assert sorted(run(engine)[0]) == [beside, child]
+
+
+def test_limits_of_the_queue_hold_in_a_step(core: Any) -> None:
+    """Those taken over by a step that does not begin them still wait."""
+    engine = core(max_batch=1, max_waiting=2)
+    told: list[str] = []
+
+    class Submits(Rules):
+        def fill_mask(self, bits: NDArray[np.uint32]) -> None:
+            super().fill_mask(bits)
+            if len(self.seen) not in (1, 2, 3):
+                return
+            assert engine.stats().requests_waiting == 2
+            try:
+                engine.submit(PROMPT, params(max_tokens=1))
+                told.append("taken")
+            except mmengine.OverloadedError:
+                told.append("refused")
+
+    rules = Submits(even)
+    running = engine.submit(PROMPT, params(max_tokens=4), constraint=rules)
+    engine.step()
+    waiting = [engine.submit(PROMPT, params(max_tokens=1)) for _ in range(2)]
+    tokens, last, _ = run(engine)
+    assert last[running].finish.name == "length"
+    assert sorted(tokens) == [running, *waiting]
+    assert told == ["refused"] * 3
