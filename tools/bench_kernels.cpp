@@ -12,8 +12,6 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "base/parallel.h"
-#include "kernels/cpu/launch.h"
 
 namespace {
 
@@ -43,29 +41,6 @@ struct Matrix {
         view{data.data(), DType::f32, {rows, columns}, columns} {}
 };
 
-// Multiply-adds of one thread's registers only, times the number of threads.
-double peak_flops(const cpu::Kernels& kernels, int threads) {
-  constexpr int kRows = 6, kLoops = 400;
-  constexpr std::int64_t kDepth = cpu::kPanelDepth;
-  std::vector<float> weights(kDepth * cpu::kBlockRows, 0.5f);
-  ThreadPool pool(threads);
-  double best = 0;
-  for (int pass = 0; pass < 5; ++pass) {
-    const Stopwatch watch(threads);
-    pool.run([&](int) {
-      std::vector<float> x(kRows * kDepth, 0.25f), out(kRows * cpu::kBlockRows),
-          panel(cpu::kPanelFloats);
-      for (int i = 0; i < kLoops; ++i) {
-        kernels.gemm_tile({x.data(), kDepth, kRows, kDepth, weights.data(), WeightFormat::f32,
-                           panel.data(), out.data()});
-      }
-    });
-    const double flops = 2.0 * kRows * cpu::kBlockRows * kDepth * kLoops * threads;
-    best = std::max(best, flops / watch.seconds());
-  }
-  return best;
-}
-
 struct Shape2 {
   std::int64_t n, k;
 };
@@ -78,9 +53,9 @@ int main(int argc, char** argv) {
   const auto backend = make_backend(options);
   const int threads = backend->threads();
   const double bandwidth = backend->measure_read_bandwidth();
-  const double peak = peak_flops(*cpu::supported_kernels().back(), threads);
+  const double peak = backend->measure_multiply_peak();
   std::cout << backend->describe() << ": reads " << bandwidth / 1e9 << " GB/s, multiplies "
-            << peak / 1e9 << " GFLOPS in cache\n";
+            << peak / 1e9 << " GFLOPS in registers\n";
   Buffer scratch = backend->allocate(64 << 20);
   backend->set_scratch({scratch.data(), DType::u8, {64 << 20}, 1});
   const char* names[] = {"f32", "bf16", "fp8"};

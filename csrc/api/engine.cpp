@@ -34,6 +34,17 @@ std::uint64_t mix(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
+class Lap {  // seconds since it was asked last
+ public:
+  double seconds() {
+    const Clock::time_point before = std::exchange(last_, Clock::now());
+    return std::chrono::duration<double>(last_ - before).count();
+  }
+
+ private:
+  Clock::time_point last_ = Clock::now();
+};
+
 Usage usage_of(const Sequence& sequence) {
   return {sequence.num_prompt_tokens, sequence.num_generated(), sequence.cached_tokens};
 }
@@ -80,7 +91,9 @@ struct Engine::Impl {
   void take_inbox(const Sink& sink);
   std::vector<Output> compute(const StepResult*& result);
   void check_room(std::int64_t prompt) const;  // inbox_mutex is held
+  void check_alive();                          // Error{engine_dead}
   void die(const std::string& cause);
+  double measure(double (Backend::*probe)());  // between steps, checked
   void publish(const Output& output, const StepResult& result, const Sink& sink);
   void publish_end(const Sequence& sequence, const Sink& sink);
   void snapshot();
@@ -105,6 +118,7 @@ struct Engine::Impl {
   SampleLists lists;
   std::vector<TokenLogprob> logprobs, prompt_logprobs;
   std::int64_t steps = 0, prompt_tokens = 0, generated_tokens = 0, kv_saturated = 0;
+  double seconds_scheduling = 0, seconds_computing = 0;
 
   mutable std::mutex inbox_mutex;  // guards what follows; never held while computing
   std::vector<std::unique_ptr<Sequence>> submitted;
@@ -154,6 +168,19 @@ void Engine::Impl::die(const std::string& cause) {
   dead = true;
 }
 
+void Engine::Impl::check_alive() {
+  if (!dead) return;
+  const std::lock_guard lock(inbox_mutex);
+  fail(ErrorCode::engine_dead, "engine", death);
+}
+
+double Engine::Impl::measure(double (Backend::*probe)()) {
+  const std::unique_lock stepping(step_mutex, std::try_to_lock);
+  if (!stepping) fail(ErrorCode::usage, "engine", "measured while another thread steps");
+  check_alive();  // closed in the meantime
+  return (runner->backend().*probe)();
+}
+
 void Engine::Impl::take_inbox(const Sink& sink) {
   std::vector<std::unique_ptr<Sequence>> arrived;
   std::vector<Ending> ended;
@@ -183,6 +210,7 @@ void Engine::Impl::take_inbox(const Sink& sink) {
 }
 
 std::vector<Output> Engine::Impl::compute(const StepResult*& result) {
+  Lap lap;
   const Schedule schedule = scheduler.schedule();
   if (schedule.empty()) {
     const SchedulerCounts now = scheduler.counts();
@@ -193,19 +221,25 @@ std::vector<Output> Engine::Impl::compute(const StepResult*& result) {
                                        [](const Span& span) { return span.sequence->logits; });
   const Batch batch = make_batch(schedule, limits, runner->step_input());
   masks.start(schedule);
+  seconds_scheduling += lap.seconds();
   try {
     runner->enqueue(batch);
   } catch (...) {
     masks.wait();
     throw;
   }
+  seconds_computing += lap.seconds();
   masks.wait();
-  runner->sample(make_sample_input(schedule, lists));
+  const SampleInput input = make_sample_input(schedule, lists);
+  seconds_scheduling += lap.seconds();
+  runner->sample(input);
   result = &runner->collect(with_logits);
+  seconds_computing += lap.seconds();
   kv_saturated = result->kv_saturated;
   std::vector<Output> outputs = scheduler.commit(schedule, *result);
   ++steps;
   for (const Output& output : outputs) generated_tokens += output.num_tokens;
+  seconds_scheduling += lap.seconds();
   return outputs;
 }
 
@@ -279,6 +313,8 @@ void Engine::Impl::snapshot() {
   now.kv_blocks_used = cache.used_blocks();
   now.kv_blocks_cached = cache.cached_blocks();
   now.kv_saturated = kv_saturated;
+  now.seconds_scheduling = seconds_scheduling;
+  now.seconds_computing = seconds_computing;
   const SchedulerCounts count = scheduler.counts();
   now.requests_running = count.running;
   now.requests_waiting = count.waiting;
@@ -313,10 +349,7 @@ Engine::Impl& Engine::live() const {
          "it was loaded before fork() and cannot be used in the child process; load it there, or "
          "start the process with the \"spawn\" method");
   }
-  if (impl_->dead) {
-    const std::lock_guard lock(impl_->inbox_mutex);
-    fail(ErrorCode::engine_dead, "engine", impl_->death);
-  }
+  impl_->check_alive();
   return *impl_;
 }
 
@@ -405,13 +438,8 @@ const ModelInfo& Engine::info() const { return live().info; }
 std::string Engine::description() const { return live().description; }
 int Engine::threads() const { return live().threads; }
 
-double Engine::measure_read_bandwidth() {
-  Impl& impl = live();
-  const std::unique_lock stepping(impl.step_mutex, std::try_to_lock);
-  if (!stepping) fail(ErrorCode::usage, "engine", "measured while another thread steps");
-  if (impl.dead) live();
-  return impl.runner->backend().measure_read_bandwidth();
-}
+double Engine::measure_read_bandwidth() { return live().measure(&Backend::measure_read_bandwidth); }
+double Engine::measure_multiply_peak() { return live().measure(&Backend::measure_multiply_peak); }
 
 void Engine::close() {
   if (!impl_ || impl_->process != ::getpid()) return;

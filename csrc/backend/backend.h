@@ -88,6 +88,9 @@ class Backend {
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;
   // Bytes per second at which all threads together read memory no cache holds; about a second.
   virtual double measure_read_bandwidth() = 0;
+  // Floating point operations per second of all threads together, multiply-adds of f32 in registers
+  // counted twice; a fraction of a second.
+  virtual double measure_multiply_peak() = 0;
 
   // Converts to spec.format, reorders rotary rows and packs into target (packed_bytes). To fp8:
   // scale = max|row| / 448 (1 for a row of zeros), code = e4m3(w / scale). Parts that quantise

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "backend/best_rate.h"
 #include "backend/cpu_attention.h"
 #include "backend/cpu_pack.h"
 #include "base/check.h"
@@ -176,6 +177,18 @@ double CpuBackend::measure_read_bandwidth() {
     best = std::max(best, static_cast<double>(share * threads) / time.count());
   }
   return best;
+}
+
+double CpuBackend::measure_multiply_peak() {
+  const auto threads = static_cast<std::size_t>(pool_.threads());
+  const double loops_per_s = best_rate([&](std::int64_t loops) {
+    std::vector<float> results(threads);
+    pool_.run([&](int t) { results[static_cast<std::size_t>(t)] = kernels_.multiply(loops); });
+    for (float result : results) {
+      MM_CHECK(result > 0, "measure_multiply_peak", "expected a positive sum, got ", result);
+    }
+  });
+  return loops_per_s * cpu::kMultiplyFlops * static_cast<double>(threads);
 }
 
 Weight CpuBackend::do_pack(const HostWeight& host, const WeightSpec& spec, TensorView target) {

@@ -32,6 +32,7 @@ class CpuBackend final : public Backend {
   void upload(void* device, const void* host, std::size_t bytes) override;
   void download(void* host, const void* device, std::size_t bytes) override;
   double measure_read_bandwidth() override;
+  double measure_multiply_peak() override;
 
  private:
   Weight do_pack(const HostWeight&, const WeightSpec&, TensorView) override;

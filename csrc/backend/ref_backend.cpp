@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 
+#include "backend/best_rate.h"
 #include "backend/row_reader.h"
 #include "backend/scratch.h"
 #include "base/check.h"
@@ -90,6 +92,20 @@ double RefBackend::measure_read_bandwidth() {
     best = std::max(best, static_cast<double>(buffer.bytes()) / time.count());
   }
   return best;
+}
+
+double RefBackend::measure_multiply_peak() {
+  constexpr int kChains = 8;
+  const double loops_per_s = best_rate([](std::int64_t loops) {
+    float chains[kChains] = {};
+    for (std::int64_t i = 0; i < loops; ++i) {
+      for (float& chain : chains) chain = std::fma(chain, 0.5f, 1.0f);
+    }
+    for (float chain : chains) {
+      MM_CHECK(chain > 0, "measure_multiply_peak", "expected a positive sum, got ", chain);
+    }
+  });
+  return loops_per_s * 2 * kChains;
 }
 
 Weight RefBackend::do_pack(const HostWeight& host, const WeightSpec& spec, TensorView target) {

@@ -115,6 +115,11 @@ class PyEngine {
     return engine_.measure_read_bandwidth();
   }
 
+  double measure_multiply_peak() {
+    const py::gil_scoped_release release;
+    return engine_.measure_multiply_peak();
+  }
+
   Engine& engine() { return engine_; }
 
  private:
@@ -218,7 +223,9 @@ void bind_results(py::module_& m) {
       .def_readonly("kv_blocks_cached", &EngineStats::kv_blocks_cached)
       .def_readonly("kv_saturated", &EngineStats::kv_saturated)
       .def_readonly("requests_running", &EngineStats::requests_running)
-      .def_readonly("requests_waiting", &EngineStats::requests_waiting);
+      .def_readonly("requests_waiting", &EngineStats::requests_waiting)
+      .def_readonly("seconds_scheduling", &EngineStats::seconds_scheduling)
+      .def_readonly("seconds_computing", &EngineStats::seconds_computing);
   py::class_<MemoryPlan>(m, "MemoryPlan")
       .def_property_readonly("regions",
                              [](const MemoryPlan& plan) {
@@ -231,6 +238,9 @@ void bind_results(py::module_& m) {
       .def_readonly("weights_bytes", &MemoryPlan::weights_bytes)
       .def_readonly("resident_bytes", &MemoryPlan::resident_bytes)
       .def_readonly("bytes_per_token", &MemoryPlan::bytes_per_token)
+      .def_readonly("flops_per_token", &MemoryPlan::flops_per_token)
+      .def_readonly("flops_per_logits_row", &MemoryPlan::flops_per_logits_row)
+      .def_readonly("flops_per_position", &MemoryPlan::flops_per_position)
       .def_readonly("kv_bytes_per_token_f32", &MemoryPlan::kv_bytes_per_token_f32)
       .def_readonly("kv_bytes_per_token_bf16", &MemoryPlan::kv_bytes_per_token_bf16)
       .def_readonly("kv_bytes_per_token_fp8", &MemoryPlan::kv_bytes_per_token_fp8)
@@ -314,5 +324,6 @@ PYBIND11_MODULE(_core, m) {
       .def("description", [](PyEngine& e) { return e.engine().description(); })
       .def("threads", [](PyEngine& e) { return e.engine().threads(); })
       .def("measure_read_bandwidth", &PyEngine::measure_read_bandwidth)
+      .def("measure_multiply_peak", &PyEngine::measure_multiply_peak)
       .def("close", &PyEngine::close);
 }

@@ -152,6 +152,16 @@ MemoryPlan describe(const Plan& plan, const Checkpoint& checkpoint) {
   out.weights_bytes = static_cast<std::int64_t>(checkpoint.bytes());
   out.resident_bytes = static_cast<std::int64_t>(plan.device.bytes() + plan.host.bytes());
   out.bytes_per_token = static_cast<std::int64_t>(plan.decoder.bytes_per_token);
+  for (const WeightEntry& entry : plan.decoder.weights) {
+    const std::int64_t flops = 2 * entry.spec.n * entry.spec.k;
+    if (entry.spec.role == Role::lm_head) {
+      out.flops_per_logits_row += flops;
+    } else if (entry.spec.role != Role::embed) {
+      out.flops_per_token += flops;
+    }
+  }
+  // q k and weights times v, each head_dim products and sums for every query head.
+  out.flops_per_position = 4 * plan.shape.num_heads * plan.shape.head_dim * plan.shape.num_layers;
   const std::int64_t values = 2 * plan.kv.num_layers * plan.kv.num_kv_heads * plan.kv.head_dim;
   out.kv_bytes_per_token_f32 = values * 4;
   out.kv_bytes_per_token_bf16 = values * 2;

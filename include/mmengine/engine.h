@@ -39,6 +39,9 @@ class MM_EXPORT Engine {
   // Bytes per second at which this machine's memory is read; takes about a second. Called by the
   // thread that steps, between steps (checked).
   double measure_read_bandwidth();
+  // Floating point operations per second that its threads reach in registers, a multiply-add
+  // counted as two; takes a fraction of a second. Called like measure_read_bandwidth.
+  double measure_multiply_peak();
   void close();  // idempotent, any thread; later calls throw Error{engine_dead}
 
  private:

@@ -123,6 +123,9 @@ struct EngineStats {
   std::int64_t kv_saturated =
       0;  // elements that a KV cache in fp8 clamped, each time it was stored
   int requests_running = 0, requests_waiting = 0;
+  // Of all steps: choosing rows, describing them to the device and taking its results in, during
+  // which it waits; and the device's own work. Forming texts and streaming them is in neither.
+  double seconds_scheduling = 0, seconds_computing = 0;
 };
 
 // Where the bytes go. Regions are the very list the loader allocates from.
@@ -135,6 +138,9 @@ struct MemoryPlan {
   std::int64_t weights_bytes = 0;    // as stored in the checkpoint
   std::int64_t resident_bytes = 0;   // all regions
   std::int64_t bytes_per_token = 0;  // weights that one generated token reads
+  // Multiplications and additions: of a token in all layers, of the head where its logits are
+  // wanted, and of its attention for each position that it reads.
+  std::int64_t flops_per_token = 0, flops_per_logits_row = 0, flops_per_position = 0;
   std::int64_t kv_bytes_per_token_f32 = 0, kv_bytes_per_token_bf16 = 0, kv_bytes_per_token_fp8 = 0;
   std::int64_t kv_blocks = 0, kv_block_tokens = 0, max_context = 0;
   KvDtype kv_dtype = KvDtype::bf16;  // resolved

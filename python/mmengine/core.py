@@ -133,6 +133,9 @@ def plan_of(core: CoreEngine) -> MemoryPlan:
         weights_bytes=plan.weights_bytes,
         resident_bytes=plan.resident_bytes,
         bytes_per_token=plan.bytes_per_token,
+        flops_per_token=plan.flops_per_token,
+        flops_per_logits_row=plan.flops_per_logits_row,
+        flops_per_position=plan.flops_per_position,
         kv_bytes_per_token={
             "f32": plan.kv_bytes_per_token_f32,
             "bf16": plan.kv_bytes_per_token_bf16,

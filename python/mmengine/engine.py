@@ -353,6 +353,13 @@ class Engine:
         """Bytes per second at which this machine's memory is read, measured now (about 1 s)."""
         return self._driver.call(self._core.measure_read_bandwidth)
 
+    def measure_multiply_peak(self) -> float:
+        """Operations per second that this engine's threads reach in registers, measured now.
+
+        Of f32; a multiply-add counts as two.
+        """
+        return self._driver.call(self._core.measure_multiply_peak)
+
     def close(self) -> None:
         """Frees the model. Idempotent, any thread; waiting requests raise EngineDeadError."""
         self._close()

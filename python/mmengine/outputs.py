@@ -256,6 +256,8 @@ class EngineStats:
     request any more, and give way when room is needed.
     kv_saturated: elements of K and V beyond +-448 that a KV cache in fp8 clamped, each time it was
     stored; more than a few of them cost quality.
+    seconds_scheduling: choosing the rows of each step, describing them and taking its results in;
+    seconds_computing: what the device does. Texts and streaming are in neither.
     """
 
     steps: int
@@ -270,6 +272,8 @@ class EngineStats:
     kv_saturated: int
     requests_running: int
     requests_waiting: int
+    seconds_scheduling: float
+    seconds_computing: float
 
     @property
     def cache_hit_rate(self) -> float:
@@ -299,12 +303,17 @@ class MemoryPlan:
 
     weights_bytes: as stored in the checkpoint; resident_bytes: all regions together;
     bytes_per_token: the weights one generated token reads; kv_bytes_per_token: by dtype;
-    max_context: tokens of the longest sequence.
+    max_context: tokens of the longest sequence. Multiplications and additions: flops_per_token in
+    the linears of all layers, flops_per_logits_row in the head, flops_per_position in the attention
+    of one token for each position that it reads.
     """
 
     weights_bytes: int
     resident_bytes: int
     bytes_per_token: int
+    flops_per_token: int
+    flops_per_logits_row: int
+    flops_per_position: int
     kv_bytes_per_token: dict[str, int]
     kv_dtype: str
     kv_blocks: int

@@ -224,11 +224,12 @@ def test_logits_of_a_text_that_fills_the_context(tiny: Tiny) -> None:
         assert len(engine.generate([1] * 63, greedy(max_tokens=1)).token_ids) == 1
 
 
-def test_the_bandwidth_is_measured_while_others_generate(tiny: Tiny) -> None:
+def test_the_machine_is_measured_while_others_generate(tiny: Tiny) -> None:
     with mmengine.Engine(tiny(max_context=8192), device="cpu") as engine:
         stream = engine.stream(PROMPT, greedy(max_tokens=2000))
         next(stream)
         assert engine.measure_read_bandwidth() > 0
+        assert engine.measure_multiply_peak() > 0
         assert sum(len(delta.token_ids) for delta in stream) == 1999
 
 
@@ -243,8 +244,9 @@ def test_a_bug_in_the_driver_ends_the_engine(tiny: Tiny, monkeypatch: pytest.Mon
                 engine.generate(PROMPT, greedy())
         with pytest.raises(errors.EngineDeadError, match="broken"):
             engine.generate(PROMPT, greedy())
-        with pytest.raises(errors.EngineDeadError, match="broken"):
-            engine.measure_read_bandwidth()
+        for measure in (engine.measure_read_bandwidth, engine.measure_multiply_peak):
+            with pytest.raises(errors.EngineDeadError, match="broken"):
+                measure()
 
 
 def test_logits_nobody_asks_for_are_not_computed(tiny: Tiny) -> None:

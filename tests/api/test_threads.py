@@ -331,6 +331,7 @@ uses = {
     "stats": engine.stats,
     "plan": engine.plan,
     "bandwidth": engine.measure_read_bandwidth,
+    "peak": engine.measure_multiply_peak,
 }
 for turn in range(3):  # at other moments of a step
     child = os.fork()

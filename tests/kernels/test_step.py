@@ -160,6 +160,13 @@ def test_an_unknown_instruction_set_is_refused() -> None:
         native.Backend("cpu", -1)
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_machines_are_measured(name: str) -> None:
+    backend = native.Backend(name, 2)
+    assert 0 < backend.measure_read_bandwidth() < 1e15
+    assert 0 < backend.measure_multiply_peak() < 1e18
+
+
 def test_describe() -> None:
     assert native.Backend("cpu:scalar", 1).describe() == "cpu, scalar, 1 thread"
     assert native.Backend("cpu", 3).describe().endswith("3 threads")

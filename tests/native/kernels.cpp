@@ -112,6 +112,7 @@ class TestBackend {
   int threads() const { return backend_->threads(); }
   int block_tokens() const { return backend_->traits().block_tokens(); }
   double bandwidth() { return backend_->measure_read_bandwidth(); }
+  double multiply_peak() { return backend_->measure_multiply_peak(); }
 
   std::size_t scratch_bytes(std::int64_t hidden, std::int64_t intermediate, std::int64_t heads,
                             std::int64_t kv_heads, std::int64_t head_dim, int rows, int logits_rows,
@@ -434,6 +435,7 @@ PYBIND11_MODULE(MM_MODULE, m) {
       .def_property_readonly("threads", &TestBackend::threads)
       .def_property_readonly("block_tokens", &TestBackend::block_tokens)
       .def("measure_read_bandwidth", &TestBackend::bandwidth)
+      .def("measure_multiply_peak", &TestBackend::multiply_peak)
       .def("scratch", &TestBackend::scratch)
       .def("scratch_bytes", &TestBackend::scratch_bytes)
       .def("pack", &TestBackend::pack, py::arg("parts"), py::arg("role"), py::arg("format"),

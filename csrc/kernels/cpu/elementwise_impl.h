@@ -1,4 +1,4 @@
-// Norm, gating and the memory probe on eight lanes.
+// Norm, gating and the probes of memory and arithmetic on eight lanes.
 #pragma once
 
 #include "base/dtype.h"
@@ -87,6 +87,19 @@ std::uint64_t read(const void* data, std::size_t bytes) {
   float total = 0;
   for (const F8& s : sums) total += sum(s);
   return total == 0 ? 0 : 1;
+}
+
+float multiply(std::int64_t loops) {
+  F8 chains[kMultiplyChains];
+  for (int j = 0; j < kMultiplyChains; ++j) chains[j] = splat(static_cast<float>(j));
+  const F8 factor = splat(0.5f), step = splat(1.0f);  // all of them tend to 2
+  for (std::int64_t i = 0; i < loops; ++i) {
+#pragma GCC unroll 12
+    for (int j = 0; j < kMultiplyChains; ++j) chains[j] = fma(chains[j], factor, step);
+  }
+  F8 total = zero();
+  for (const F8& chain : chains) total = total + chain;
+  return sum(total);
 }
 
 }  // namespace mmengine::cpu::MM_LEVEL

@@ -12,8 +12,9 @@ void merge(const SoftmaxState&, const SoftmaxState&, int, std::int64_t);
 
 }  // namespace scalar
 
-const Kernels kScalarKernels = {
-    "scalar",         scalar::gemm_tile, scalar::attend_span,  scalar::merge,   scalar::rms_norm,
-    scalar::silu_mul, scalar::quantise,  scalar::quantise_row, scalar::exp_all, scalar::read};
+const Kernels kScalarKernels = {"scalar",         scalar::gemm_tile,    scalar::attend_span,
+                                scalar::merge,    scalar::rms_norm,     scalar::silu_mul,
+                                scalar::quantise, scalar::quantise_row, scalar::exp_all,
+                                scalar::read,     scalar::multiply};
 
 }  // namespace mmengine::cpu

@@ -55,6 +55,9 @@ struct AttendSpan {             // state = softmax partials over the positions o
   SoftmaxState state;
 };
 
+constexpr int kMultiplyChains = 12;  // more than the latency of a multiply-add covers
+constexpr double kMultiplyFlops = 2.0 * 8 * kMultiplyChains;
+
 struct Kernels {
   const char* name;
   void (*gemm_tile)(const GemmTile&);
@@ -72,6 +75,8 @@ struct Kernels {
   float (*quantise_row)(float* x, std::int64_t n);
   void (*exp)(const float* x, std::int64_t n, float* out);
   std::uint64_t (*read)(const void* data, std::size_t bytes);  // any function of all bytes
+  // kMultiplyFlops in each loop, all in registers; any function of the results.
+  float (*multiply)(std::int64_t loops);
 };
 
 extern const Kernels kScalarKernels;
