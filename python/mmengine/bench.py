@@ -1,29 +1,37 @@
-"""Speed of prefill and decode over prompt lengths and batches, beside the machine's read limit.
+"""Speed of prefill and decode over prompt lengths and batches, beside the machine's limits.
 
 Prompts are random token ids, new ones for every run, so that no run finds another's KV cache.
 Prefill is the time to the first token of all sequences. Decode steps follow it: timed from the
 stream for one sequence, and for more as the difference to a run that stops after the first token.
-A decode step must read the weights once and the KV cache of every sequence: that, by its time, is
-gbytes_per_s; percent_of_limit compares it with the measured read bandwidth of the same machine.
+percent_of_limit is the least time that the same machine could need (roofline.py) by the measured
+one. A decode step must read the weights once and the KV cache of every sequence: that, by its time,
+is gbytes_per_s. A whole run is what a batch of requests takes from the first prompt to the last
+token; the share of scheduling is that of the engine's steps in all runs of a batch.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import product
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from mmengine.errors import EngineDeadError, UsageError
+from mmengine.roofline import Machine, Work, decode_work, prefill_work
 from mmengine.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from mmengine.engine import Engine
+    from mmengine.outputs import EngineStats
 
+_T = TypeVar("_T")
 _SEED = 20_241_122
+_LONG_S = 30.0  # no further run of the same begins after so many seconds of it
+_WHOLE_TOKENS = 128  # of the prompts and of the answers of a whole run
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +39,7 @@ class Row:
     """One line of the result: medians over the runs.
 
     tokens_per_s counts all sequences; ms_per_token is, in prefill, the time per prompt token and,
-    in decode, the time between two tokens of one sequence. gbytes_per_s and percent_of_limit are
-    None for prefill, which is bound by arithmetic.
+    in decode, the time between two tokens of one sequence. gbytes_per_s is None for prefill.
     """
 
     phase: str
@@ -42,16 +49,39 @@ class Row:
     tokens_per_s: float
     ms_per_token: float
     gbytes_per_s: float | None
-    percent_of_limit: float | None
+    percent_of_limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class WholeRun:
+    """Generated tokens of all requests by the time from the first prompt to the last token."""
+
+    requests: int
+    prompt_tokens: int
+    gen_tokens: int
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduling:
+    """Of all steps of a batch's runs: the share of scheduling in their time, and the time."""
+
+    batch: int
+    share: float
+    seconds_per_step: float
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """All rows; spreads[i] is (slowest - fastest) / median of row i; limit in bytes per second."""
+    """All rows; of row i, spreads[i] is (slowest - fastest) / median, or None of a single run, and
+    bounds[i] which limit it has, "memory" or "multiply"."""
 
     rows: list[Row]
-    spreads: list[float]
-    read_bytes_per_s: float
+    spreads: list[float | None]
+    bounds: list[str]
+    whole_runs: list[WholeRun]
+    scheduling: list[Scheduling]
+    machine: Machine
 
     def as_json(self, engine: Engine) -> dict[str, Any]:
         """The object of the public contract."""
@@ -61,6 +91,7 @@ class Bench:
             "weight_dtype": engine.weight_dtype,
             "threads": engine.threads,
             "results": [asdict(row) for row in self.rows],
+            "whole_runs": [asdict(run) for run in self.whole_runs],
         }
 
 
@@ -85,7 +116,8 @@ def run_bench(
     repeat: int,
     on_run: Callable[[str], None] = lambda what: None,
 ) -> Bench:
-    """Measures every pair of prompt length and batch `repeat` times, after one run to warm up.
+    """Measures every pair of prompt length and batch, after one run to warm up, `repeat` times or
+    fewer where that takes long; then a whole run of each batch of several requests.
 
     `on_run` is told what is measured before each run.
     Raises UsageError when a prompt and its answer do not fit the context.
@@ -97,35 +129,86 @@ def run_bench(
             f"--prompt-tokens: prompt and answer need {needed} tokens, expected at most the "
             f"context of {engine.max_context}"
         )
-    on_run("read bandwidth")
-    limit = engine.measure_read_bandwidth()
-    plan = engine.plan()
-    kv_bytes = plan.kv_bytes_per_token[plan.kv_dtype]
+    on_run("limits of the machine")
+    machine, plan = Machine.measured(engine), engine.plan()
     prompts = _Prompts(engine.vocab_size)
     on_run("warm-up")
     _measure(engine, prompts.draw(1, min(prompt_tokens)), min(gen_tokens, 4), prompts)
-    rows: list[Row] = []
-    spreads: list[float] = []
-    for length in prompt_tokens:
-        for batch in batches:
-            times = []
-            for run in range(repeat):
-                on_run(f"{length} + {gen_tokens} tokens, batch {batch}, run {run + 1} of {repeat}")
-                times.append(_measure(engine, prompts.draw(batch, length), gen_tokens, prompts))
-            prefill = statistics.median(seconds for seconds, _ in times)
-            step = statistics.median(seconds / gen_tokens for _, seconds in times)
-            context = length + (gen_tokens + 1) / 2  # mean over the steps
-            read = (plan.bytes_per_token + batch * context * kv_bytes) / step
-            shape = (length, gen_tokens, batch)
-            computed = batch * length
-            rows.append(
-                Row("prefill", *shape, computed / prefill, 1e3 * prefill / computed, None, None)
-            )
-            rows.append(
-                Row("decode", *shape, batch / step, 1e3 * step, read / 1e9, 100 * read / limit)
-            )
-            spreads += [_spread([a for a, _ in times]), _spread([b for _, b in times])]
-    return Bench(rows=rows, spreads=spreads, read_bytes_per_s=limit)
+    result = Bench([], [], [], [], [], machine)
+
+    def add(row: Row, seconds: list[float], work: Work) -> None:
+        result.rows.append(row)
+        result.spreads.append(_spread(seconds))
+        result.bounds.append(machine.bound(work))
+
+    spent = {batch: _Spent() for batch in batches}
+    for length, batch in product(prompt_tokens, batches):
+
+        def measure(length: int = length, batch: int = batch) -> tuple[float, float]:
+            return _measure(engine, prompts.draw(batch, length), gen_tokens, prompts)
+
+        before = engine.stats()
+        what = f"{length} + {gen_tokens} tokens, batch {batch}"
+        times = list(_repeated(measure, repeat, what, on_run))
+        spent[batch].add(before, engine.stats())
+        shape, computed = (length, gen_tokens, batch), batch * length
+        work = prefill_work(plan, batch, length)
+        prefill = statistics.median(seconds for seconds, _ in times)
+        rates = (computed / prefill, 1e3 * prefill / computed)
+        limit = 100 * machine.seconds(work) / prefill
+        add(Row("prefill", *shape, *rates, None, limit), [first for first, _ in times], work)
+        work = decode_work(plan, batch, length + (gen_tokens + 1) / 2)  # mean over the steps
+        step = statistics.median(seconds / gen_tokens for _, seconds in times)
+        rates = (batch / step, 1e3 * step)
+        limit = 100 * machine.seconds(work) / step
+        row = Row("decode", *shape, *rates, work.bytes / step / 1e9, limit)
+        add(row, [rest for _, rest in times], work)
+    result.scheduling.extend(spent[batch].of(batch) for batch in spent)
+    result.whole_runs.extend(
+        _whole_run(engine, batch, prompts, repeat, on_run) for batch in batches if batch > 1
+    )
+    return result
+
+
+class _Spent:
+    """Sums over the steps between pairs of stats."""
+
+    def __init__(self) -> None:
+        self._steps, self._scheduling, self._all = 0, 0.0, 0.0
+
+    def add(self, before: EngineStats, after: EngineStats) -> None:
+        scheduling = after.seconds_scheduling - before.seconds_scheduling
+        self._steps += after.steps - before.steps
+        self._scheduling += scheduling
+        self._all += scheduling + after.seconds_computing - before.seconds_computing
+
+    def of(self, batch: int) -> Scheduling:
+        return Scheduling(batch, self._scheduling / self._all, self._scheduling / self._steps)
+
+
+def _whole_run(
+    engine: Engine, batch: int, prompts: _Prompts, repeat: int, on_run: Callable[[str], None]
+) -> WholeRun:
+    tokens = min(_WHOLE_TOKENS, engine.max_context // 2)
+
+    def measure() -> float:
+        return _measure_batch(engine, prompts.draw(batch, tokens), _params(tokens), tokens)
+
+    what = f"whole run of {batch} requests"
+    seconds = statistics.median(_repeated(measure, repeat, what, on_run))
+    return WholeRun(batch, tokens, tokens, batch * tokens / seconds)
+
+
+def _repeated(
+    measure: Callable[[], _T], repeat: int, what: str, on_run: Callable[[str], None]
+) -> Iterator[_T]:
+    """At most `repeat` results; no further one is begun after _LONG_S."""
+    began_at = time.perf_counter()
+    for run in range(repeat):
+        if run > 0 and time.perf_counter() - began_at >= _LONG_S:
+            return
+        on_run(f"{what}, run {run + 1} of {repeat}")
+        yield measure()
 
 
 def _measure(
@@ -180,5 +263,7 @@ def _params(max_tokens: int) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
 
 
-def _spread(seconds: list[float]) -> float:
+def _spread(seconds: list[float]) -> float | None:
+    if len(seconds) < 2:
+        return None
     return (max(seconds) - min(seconds)) / statistics.median(seconds)

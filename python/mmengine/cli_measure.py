@@ -65,25 +65,40 @@ def _print_bench(console: Console, result: Bench, engine: Engine) -> None:
     from rich.table import Table
 
     table = Table(title=f"{engine.model_name}, {engine.weight_dtype} weights, {engine.description}")
-    for name in ("phase", "prompt", "gen", "batch", "tok/s", "spread", "ms/token", "GB/s", "limit"):
-        table.add_column(name, justify="left" if name == "phase" else "right")
-    for row, spread in zip(result.rows, result.spreads, strict=True):
+    names = ("phase", "prompt", "gen", "batch", "tok/s", "spread", "ms/token", "GB/s", "limit")
+    for name in (*names, "by"):
+        table.add_column(name, justify="left" if name in ("phase", "by") else "right")
+    for row, spread, bound in zip(result.rows, result.spreads, result.bounds, strict=True):
         table.add_row(
             row.phase,
             str(row.prompt_tokens),
             str(row.gen_tokens),
             str(row.batch),
             f"{row.tokens_per_s:.1f}",
-            f"{100 * spread:.0f}%",
+            "-" if spread is None else f"{100 * spread:.0f}%",
             f"{row.ms_per_token:.2f}",
             "-" if row.gbytes_per_s is None else f"{row.gbytes_per_s:.1f}",
-            "-" if row.percent_of_limit is None else f"{row.percent_of_limit:.0f}%",
+            f"{row.percent_of_limit:.0f}%",
+            bound,
         )
     console.print(table)
+    machine = result.machine
     console.print(
-        f"Medians; spread is (slowest - fastest) / median; limit is the measured read bandwidth, "
-        f"{result.read_bytes_per_s / 1e9:.1f} GB/s."
+        f"Medians; spread is (slowest - fastest) / median; limit is the share of what this machine "
+        f"was measured to allow: by memory, {machine.read_bytes_per_s / 1e9:.1f} GB/s, or "
+        f"multiply, {machine.flops_per_s / 1e9:.0f} GFLOPS, whichever is less."
     )
+    for run in result.whole_runs:
+        console.print(
+            f"whole run: {run.requests} requests of {run.prompt_tokens} in / {run.gen_tokens} out: "
+            f"{run.tokens_per_s:.1f} tok/s"
+        )
+    shares = (
+        f"{100 * part.share:.2f}% ({1e6 * part.seconds_per_step:.0f} us a step) at batch "
+        f"{part.batch}"
+        for part in result.scheduling
+    )
+    console.print(f"scheduling: {', '.join(shares)}")
 
 
 @contextmanager

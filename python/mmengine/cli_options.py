@@ -226,12 +226,12 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     for flag, default, what in (
         ("--prompt-tokens", [512], "prompt lengths, separated by commas (default 512)"),
-        ("--batch", [1, 4], "sequences at once, separated by commas (default 1,4)"),
+        ("--batch", [1, 4, 16], "sequences at once, separated by commas (default 1,4,16)"),
     ):
         parser.add_argument(flag, type=_counts(flag), default=default, metavar="N,N", help=what)
     for flag, number, what in (
         ("--gen-tokens", 128, "decode steps (default 128)"),
-        ("--repeat", 5, "runs of each; the median counts (default 5)"),
+        ("--repeat", 5, "runs of each, fewer where they are long; the median counts (default 5)"),
     ):
         parser.add_argument(flag, type=_count(flag), default=number, metavar="N", help=what)
     _add_json(parser, "one JSON object")

@@ -54,6 +54,7 @@ class FakeEngine:
         self.prompts = []
         self.params = []
         self.efforts = []
+        self.asked = 0
 
     def __enter__(self):
         return self
@@ -121,12 +122,27 @@ class FakeEngine:
         return SimpleNamespace(
             weights_bytes=2_000_000,
             bytes_per_token=1_000_000,
+            flops_per_token=300_000,
+            flops_per_logits_row=100_000,
+            flops_per_position=400,
             kv_bytes_per_token={"f32": 200, "bf16": 100},
             kv_dtype="bf16",
         )
 
     def measure_read_bandwidth(self):
         return 1e9
+
+    def measure_multiply_peak(self):
+        return 2e9
+
+    def stats(self):
+        """Of an engine that made as many steps as it was asked, 2 + 8 ms each."""
+        self.asked += 1
+        return SimpleNamespace(
+            steps=self.asked,
+            seconds_scheduling=0.002 * self.asked,
+            seconds_computing=0.008 * self.asked,
+        )
 
 
 def _last_text(prompt):

@@ -8,6 +8,7 @@ import pytest
 from fake_engine import FakeEngine
 from mmengine import bench, cli
 from mmengine.errors import EngineDeadError, UsageError
+from mmengine.roofline import Machine
 
 PREFILL_S, STEP_S = 0.5, 0.25
 
@@ -55,7 +56,10 @@ def test_rows(engine):
     assert prefill.tokens_per_s == pytest.approx(4 * 20 / PREFILL_S)
     assert prefill.ms_per_token == pytest.approx(1e3 * PREFILL_S / 80)
     assert prefill.gbytes_per_s is None
-    assert prefill.percent_of_limit is None
+    # Each of 4 x 20 tokens multiplies, and reads the KV of the tokens up to itself.
+    flops = 80 * 300_000 + 4 * 100_000 + 4 * 210 * 400
+    assert prefill.percent_of_limit == pytest.approx(100 * flops / 2e9 / PREFILL_S)
+    assert result.bounds[2:4] == ["multiply", "memory"]
     assert decode.tokens_per_s == pytest.approx(4 / STEP_S)
     assert decode.ms_per_token == pytest.approx(1e3 * STEP_S)
     # Steps see 21 to 28 tokens: 24.5 in the mean, of 100 bytes, beside a million of weights.
@@ -63,12 +67,43 @@ def test_rows(engine):
     assert decode.gbytes_per_s == pytest.approx(read / 1e9)
     assert decode.percent_of_limit == pytest.approx(100 * read / 1e9)
     assert result.spreads == pytest.approx([0] * 8)
+    assert result.machine == Machine(1e9, 2e9)
     assert result.rows[1].tokens_per_s == pytest.approx(1 / STEP_S)
+
+
+def test_the_bound_changes_with_the_batch(engine):
+    """A step of 1 takes 1 ms of reading, 0.2 of multiplying; of 16 it is 1.04 and 3.3."""
+    result = bench.run_bench(engine, prompt_tokens=[20], gen_tokens=8, batches=[1, 16], repeat=1)
+    assert result.bounds == ["multiply", "memory", "multiply", "multiply"]
+    decode = result.rows[3]
+    flops = 16 * (400_000 + 24.5 * 400)
+    assert decode.percent_of_limit == pytest.approx(100 * flops / 2e9 / STEP_S)
+    assert decode.gbytes_per_s == pytest.approx((1_000_000 + 16 * 24.5 * 100) / STEP_S / 1e9)
+    assert result.spreads == [None] * 4
+
+
+def test_whole_runs_and_scheduling(engine):
+    result = bench.run_bench(engine, prompt_tokens=[20, 40], gen_tokens=8, batches=[1, 4], repeat=3)
+    (run,) = result.whole_runs  # one request is no batch
+    assert (run.requests, run.prompt_tokens, run.gen_tokens) == (4, 128, 128)
+    assert run.tokens_per_s == pytest.approx(4 * 128 / (PREFILL_S + 127 * STEP_S))
+    assert [part.batch for part in result.scheduling] == [1, 4]
+    for part in result.scheduling:
+        assert part.share == pytest.approx(0.2)
+        assert part.seconds_per_step == pytest.approx(0.002)
+
+
+def test_a_whole_run_fits_the_context(monkeypatch):
+    engine = Timed("timed", max_context=100)
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: engine.now)
+    result = bench.run_bench(engine, prompt_tokens=[20], gen_tokens=8, batches=[2], repeat=1)
+    assert [(run.prompt_tokens, run.gen_tokens) for run in result.whole_runs] == [(50, 50)]
 
 
 def test_no_prompt_is_used_twice(engine):
     bench.run_bench(engine, prompt_tokens=[16], gen_tokens=2, batches=[3], repeat=4)
-    assert len(engine.seen) == len(set(engine.seen)) == 2 * 3 * 4
+    whole = 3  # takes more than 30 s: it is not repeated
+    assert len(engine.seen) == len(set(engine.seen)) == 2 * 3 * 4 + whole
 
 
 def test_an_answer_of_another_length_is_an_error(engine, monkeypatch):
@@ -103,7 +138,11 @@ def test_command(capsys, monkeypatch, tmp_path):
     assert cli.main([*argv, "--json"], engine_factory=Slow) == 0
     result = json.loads(capsys.readouterr().out)
     assert FakeEngine.opened == [("smollm2", {"max_batch": 2, "threads": 3})]
-    assert set(result) == {"device", "model", "weight_dtype", "threads", "results"}
+    keys = {"device", "model", "weight_dtype", "threads", "results", "whole_runs"}
+    assert set(result) == keys
+    (run,) = result["whole_runs"]
+    assert list(run) == ["requests", "prompt_tokens", "gen_tokens", "tokens_per_s"]
+    assert (run["requests"], run["prompt_tokens"], run["gen_tokens"]) == (2, 128, 128)
     assert result["device"] == "cpu, fake, 3 threads"
     assert (result["model"], result["weight_dtype"], result["threads"]) == ("smollm2", "bf16", 3)
     assert len(result["results"]) == 8
@@ -119,9 +158,13 @@ def test_command(capsys, monkeypatch, tmp_path):
             "percent_of_limit",
         ]
         assert row["tokens_per_s"] > 0
-        assert (row["percent_of_limit"] is None) == (row["phase"] == "prefill")
+        assert (row["gbytes_per_s"] is None) == (row["phase"] == "prefill")
+        assert row["percent_of_limit"] > 0
     assert cli.main(argv, engine_factory=Slow) == 0
     table = capsys.readouterr().out
     assert table.count("prefill") == table.count("decode") == 4
     assert "spread" in table
-    assert "limit is the measured read bandwidth, 1.0 GB/s" in " ".join(table.split())
+    text = " ".join(table.split())
+    assert "by memory, 1.0 GB/s, or multiply, 2 GFLOPS, whichever is less" in text
+    assert "whole run: 2 requests of 128 in / 128 out: " in text
+    assert "scheduling: 20.00% (2000 us a step) at batch 1, 20.00% (2000 us a step) at" in text
