@@ -69,8 +69,7 @@ int main(int argc, char** argv) {
       for (float& v : values)
         v = static_cast<float>((state = state * 1664525u + 1013904223u) >> 8) * 0x1p-24f - 0.5f;
       HostWeight host;
-      host.parts.push_back(
-          {{values.data(), DType::f32, {shape.n, shape.k}}, {}, RowOrder::half_split, "bench"});
+      host.parts.emplace_back().weight = {values.data(), DType::f32, {shape.n, shape.k}};
       const Buffer memory = backend->allocate(bytes * copies);
       std::vector<Weight> weights;
       for (std::size_t c = 0; c < copies; ++c) {
