@@ -17,6 +17,7 @@ from mmengine import regex_check
 from mmengine.errors import RequestError
 from mmengine.json_schema import invalid
 from mmengine.messages import quoted
+from mmengine.schema_numbers import narrow_bounds
 from mmengine.schema_refs import find_circle
 
 MAX_REPEAT = 1024
@@ -104,6 +105,9 @@ class _Checker:
                 raise self._bad(
                     _member(place, low), f"{made[low]} is more than {high} {made[high]}"
                 )
+        fault = narrow_bounds(made)
+        if fault is not None:
+            raise self._bad(_member(place, fault[0]), fault[1])
         if "$ref" in made:
             self._refs[id(schema)] = self._target(made["$ref"], _member(place, "$ref"))
         return made

@@ -1,0 +1,42 @@
+"""Bounds of numbers in a schema, as the grammar can hold them.
+
+llguidance reads bounds as float64 and takes an excluded whole number for allowed where both bounds
+have the same whole part (0 < x < 0.5 lets "0" pass). Bounds are moved inward until they are exact:
+an answer then has fewer values to choose from, and is valid all the same.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+_EXACT = 2**53  # whole numbers up to here are float64
+_STEP = 1e-9  # by which an excluded whole number is moved
+_LOWER = ("minimum", "exclusiveMinimum")
+_UPPER = ("maximum", "exclusiveMaximum")
+
+
+def narrow_bounds(schema: dict[str, Any]) -> tuple[str, str] | None:
+    """Moves the bounds of a checked schema; the keyword and what is wrong where that cannot be."""
+    for names, sign in ((_LOWER, 1), (_UPPER, -1)):
+        for name in names:
+            if name not in schema or abs(schema[name]) <= _EXACT:
+                continue
+            if schema[name] * sign > 0:
+                return name, f"{schema[name]} is beyond 2**53, where not all numbers are told apart"
+            schema[name] = -_EXACT * sign
+    if schema.get("type") == "integer":
+        return None
+    for low, high, sign in (("exclusiveMinimum", _UPPER, 1), ("exclusiveMaximum", _LOWER, -1)):
+        bound = schema.get(low)
+        ends = [schema[name] for name in high if name in schema]
+        if bound is None or bound * sign < 0 or bound != int(bound) or not ends:
+            continue
+        gap = min(sign * (Fraction(end) - Fraction(bound)) for end in ends)
+        if gap >= 1:
+            continue
+        moved = float(bound) + sign * _STEP
+        if gap < 1000 * Fraction(_STEP) or moved == bound:
+            return low, f"{bound} lies too close to the other bound to be excluded"
+        schema[low] = moved
+    return None
