@@ -93,6 +93,7 @@ struct Engine::Impl {
   void check_room(std::int64_t prompt) const;  // inbox_mutex is held
   void check_alive();                          // Error{engine_dead}
   void die(const std::string& cause);
+  void free();  // the model, and the requests with all that their hosts gave them; after die
   double measure(double (Backend::*probe)());  // between steps, checked
   void publish(const Output& output, const StepResult& result, const Sink& sink);
   void publish_end(const Sequence& sequence, const Sink& sink);
@@ -179,6 +180,14 @@ double Engine::Impl::measure(double (Backend::*probe)()) {
   if (!stepping) fail(ErrorCode::usage, "engine", "measured while another thread steps");
   check_alive();  // closed in the meantime
   return (runner->backend().*probe)();
+}
+
+void Engine::Impl::free() {
+  runner.reset();
+  scheduler.clear();
+  std::vector<std::unique_ptr<Sequence>> dropped;  // outside of the lock
+  const std::lock_guard lock(inbox_mutex);
+  dropped.swap(submitted);
 }
 
 void Engine::Impl::take_inbox(const Sink& sink) {
@@ -414,7 +423,7 @@ bool Engine::step(const Sink& sink) {
     explicit Stepping(Impl& i) : impl(i) { impl.stepper = std::this_thread::get_id(); }
     ~Stepping() {
       impl.stepper = std::thread::id();
-      if (impl.closes) impl.runner.reset();
+      if (impl.closes) impl.free();
     }
   } const inside(impl);
   return impl.step(sink);
@@ -449,7 +458,7 @@ void Engine::close() {
     return;
   }
   const std::lock_guard stepping(impl_->step_mutex);  // waits for the step that runs
-  impl_->runner.reset();
+  impl_->free();
 }
 
 }  // namespace mmengine

@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -13,6 +14,15 @@ namespace py = pybind11;
 namespace mmengine {
 namespace {
 
+std::string text_of(const py::error_already_set& error) {
+  const auto name = py::str(error.type().attr("__name__")).cast<std::string>();
+  try {
+    return name + ": " + py::str(error.value()).cast<std::string>();
+  } catch (const std::exception&) {
+    return name;
+  }
+}
+
 // Exceptions of Python are objects, which only threads with the GIL may drop: the engine gets their
 // text, without a traceback.
 template <class Call>
@@ -21,8 +31,9 @@ auto with_gil(Call&& call) {
   try {
     return call();
   } catch (const py::error_already_set& error) {
-    const auto name = py::str(error.type().attr("__name__")).cast<std::string>();
-    throw std::runtime_error(name + ": " + py::str(error.value()).cast<std::string>());
+    throw std::runtime_error(text_of(error));
+  } catch (const py::cast_error&) {
+    throw std::runtime_error("a method of the constraint returned an object of a wrong type");
   }
 }
 
@@ -38,8 +49,9 @@ class PyConstraint : public TokenConstraint {
 
   void mask(std::uint32_t* bits, std::size_t num_words) override {
     with_gil([&] {
-      const py::capsule borrowed(bits, [](void*) {});
-      rules_.attr("fill_mask")(py::array_t<std::uint32_t>(num_words, bits, borrowed));
+      const py::array_t<std::uint32_t> words(static_cast<py::ssize_t>(num_words));  // may be kept
+      rules_.attr("fill_mask")(words);
+      std::copy_n(words.data(), num_words, bits);
     });
   }
   bool accept(std::int32_t token) override {

@@ -58,7 +58,9 @@ CollectedOutput collect(const StepOutput& out, std::size_t vocab_size) {
 
 std::vector<std::pair<std::int32_t, float>> pairs(const std::vector<TokenLogprob>& logprobs) {
   std::vector<std::pair<std::int32_t, float>> all;
-  for (const TokenLogprob& l : logprobs) all.emplace_back(l.token, l.logprob);
+  for (const TokenLogprob& l : logprobs) {
+    if (l.token >= 0) all.emplace_back(l.token, l.logprob);  // a small vocabulary has fewer
+  }
   return all;
 }
 

@@ -1,7 +1,10 @@
 #include "runtime/constraint.h"
 
+#include <cxxabi.h>
+
 #include <algorithm>
 #include <exception>
+#include <stdexcept>
 #include <utility>
 
 #include "base/check.h"
@@ -10,6 +13,11 @@ namespace mmengine {
 namespace {
 
 constexpr std::int64_t kBits = 32;
+constexpr std::size_t kMaxForced = 256;
+
+bool any(const std::vector<std::uint32_t>& mask) {
+  return std::any_of(mask.begin(), mask.end(), [](std::uint32_t word) { return word != 0; });
+}
 
 // Of the exception that is being handled, whatever its type.
 std::string current_message() {
@@ -34,11 +42,20 @@ void Constraint::fail(const std::string& error) {
   error_ = error;
 }
 
+// At most kMaxForced at once, so that no step takes long. A token that the rules force and then do
+// not accept is not forced: their mask decides.
 void Constraint::find_forced() {
-  for (const std::int32_t token : rules_->forced()) {
-    MM_CHECK(token >= 0 && token < vocab_size_, "constraint", "forced: expected tokens below ",
-             vocab_size_, ", got ", token);
-    MM_CHECK(rules_->accept(token), "constraint", "token ", token, " is forced, but not accepted");
+  const std::vector<std::int32_t> tokens = rules_->forced();
+  more_forced_ = tokens.size() >= kMaxForced;
+  for (const std::int32_t token : tokens) {
+    if (forced_.size() >= kMaxForced) return;
+    if (token < 0 || token >= vocab_size_) {
+      throw std::runtime_error(str("forced: expected tokens below ", vocab_size_, ", got ", token));
+    }
+    if (!rules_->accept(token)) {
+      more_forced_ = false;
+      return;
+    }
     forced_.push_back(token);
   }
 }
@@ -46,23 +63,26 @@ void Constraint::find_forced() {
 void Constraint::prepare(const std::vector<std::int32_t>& banned) {
   if (next_ == Next::failed) return;
   try {
-    if (!begun_) find_forced();
-    begun_ = true;
+    if (!forces() && more_forced_) find_forced();
     if (forces()) {
       next_ = Next::given;
       return;
     }
     rules_->mask(mask_.data(), mask_.size());
+  } catch (abi::__forced_unwind&) {  // the thread is being cancelled
+    throw;
   } catch (...) {
     return fail(current_message());
   }
   const std::int64_t past = vocab_size_ % kBits;
   if (past != 0) mask_.back() &= (std::uint32_t{1} << past) - 1;
+  next_ = any(mask_) ? Next::masked : Next::ended;
+  if (banned.empty()) return;
+  const std::vector<std::uint32_t> allowed = mask_;
   for (const std::int32_t token : banned) {
     mask_[static_cast<std::size_t>(token / kBits)] &= ~(std::uint32_t{1} << token % kBits);
   }
-  const bool any = std::any_of(mask_.begin(), mask_.end(), [](auto word) { return word != 0; });
-  next_ = any ? Next::masked : Next::ended;
+  if (!any(mask_)) mask_ = allowed;  // rather too short an answer than one against the rules
 }
 
 bool Constraint::advance(std::int32_t token) {
@@ -73,8 +93,12 @@ bool Constraint::advance(std::int32_t token) {
     return true;
   }
   try {
-    MM_CHECK(rules_->accept(token), "constraint", "token ", token, " is refused, but was allowed");
+    if (!rules_->accept(token)) {
+      throw std::runtime_error(str("token ", token, " is refused, but was allowed"));
+    }
     find_forced();
+  } catch (abi::__forced_unwind&) {
+    throw;
   } catch (...) {
     fail(current_message());
     return false;

@@ -24,7 +24,8 @@ class Constraint {
     ended,   // none: the answer is complete
     failed,  // see error()
   };
-  // What may come next, without the tokens of `banned`. Before a token is sampled.
+  // What may come next, without the tokens of `banned` if there are others. Before a token is
+  // sampled.
   void prepare(const std::vector<std::int32_t>& banned);
   Next next() const { return next_; }
   const std::vector<std::uint32_t>& mask() const { return mask_; }
@@ -44,7 +45,7 @@ class Constraint {
   std::int64_t vocab_size_;
   std::vector<std::uint32_t> mask_;
   std::deque<std::int32_t> forced_;  // accepted by the rules, not yet of the answer
-  bool begun_ = false;
+  bool more_forced_ = true;          // the rules may force tokens that were not asked for yet
   Next next_ = Next::masked;
   std::string error_;
 };

@@ -105,7 +105,8 @@ void KvCache::truncate(Sequence& sequence, int tokens) {
   }
   const auto full = static_cast<std::size_t>(tokens / block_tokens_);
   MM_CHECK(kept == full || sequence.block_table.size() <= full ||
-               !index_.holds(sequence.block_table[full]),
+               (users_[static_cast<std::size_t>(sequence.block_table[full])] == 1 &&
+                !index_.holds(sequence.block_table[full])),
            "kv_cache", "token ", tokens, " lies in a block that others may read");
   if (sequence.prefix.links.size() > full) sequence.prefix.links.resize(full);
   sequence.table_sent = std::min(sequence.table_sent, static_cast<int>(kept));

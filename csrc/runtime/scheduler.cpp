@@ -87,6 +87,15 @@ bool Scheduler::reserve(Sequence& sequence, int tokens) {
   return true;
 }
 
+// Rows for which there are blocks; of one block where none is free, which others then give up. A
+// prompt may be cut anywhere, and nobody gives up blocks that are too few to go on with.
+int Scheduler::rows_of_blocks(const Sequence& sequence) const {
+  const auto held = static_cast<int>(sequence.block_table.size());
+  const auto of = [&](int blocks) { return blocks * cache_.block_tokens() - sequence.computed; };
+  const int rows = of(held + cache_.available_blocks());
+  return rows > 0 ? rows : of(held + 1);
+}
+
 bool Scheduler::add_span(Sequence& sequence, Budget& budget, Schedule& schedule) {
   Span span;
   span.sequence = &sequence;
@@ -101,6 +110,7 @@ bool Scheduler::add_span(Sequence& sequence, Budget& budget, Schedule& schedule)
     // One row of a sequence that generates is its slot's own, so that no prompt stalls it.
     own = sequence.num_generated() > 0 ? 1 : 0;
     span.rows = std::min(known - sequence.computed, budget.prompt_rows + own);
+    span.rows = std::min(span.rows, rows_of_blocks(sequence));
     if (wants_rows) span.rows = std::min(span.rows, budget.logits_rows);
   }
   if (span.rows <= 0) return false;
@@ -242,6 +252,13 @@ std::vector<Output> Scheduler::commit(const Schedule& schedule, const StepResult
     }
   }
   return outputs;
+}
+
+void Scheduler::clear() {
+  for (const auto& sequence : sequences_) {
+    if (sequence->status != Status::finished) finish(*sequence, FinishReason::cancelled);
+  }
+  reap();
 }
 
 void Scheduler::reap() {

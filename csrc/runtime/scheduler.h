@@ -46,7 +46,8 @@ class Scheduler {
   Sequence* end(RequestId id, FinishReason reason);
   Schedule schedule();
   std::vector<Output> commit(const Schedule& schedule, const StepResult& result);
-  void reap();  // destroys finished sequences
+  void reap();   // destroys finished sequences
+  void clear();  // all
   bool idle() const { return sequences_.empty(); }
   SchedulerCounts counts() const;
   std::int64_t preemptions() const { return preemptions_; }
@@ -59,6 +60,7 @@ class Scheduler {
   Sequence* find(RequestId id) const;  // null: unknown
   bool admit(Sequence& sequence, const Sequence* other, Budget& budget, Schedule& schedule);
   bool add_span(Sequence& sequence, Budget& budget, Schedule& schedule);
+  int rows_of_blocks(const Sequence& sequence) const;
   bool reserve(Sequence& sequence, int tokens);
   Sequence* find_victim(const Sequence& sequence);
   int take_token(Sequence& sequence, std::int32_t token);

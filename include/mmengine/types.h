@@ -68,7 +68,8 @@ class TokenConstraint {
   virtual bool accept(std::int32_t token) = 0;  // advance; false, and unchanged, if not allowed
   virtual void rollback(int num_tokens) = 0;    // undo the last accepts
   virtual std::unique_ptr<TokenConstraint> clone() const = 0;  // in the same state
-  // The tokens that must be next, if that is known: they are taken without being sampled.
+  // The tokens that must be next, if that is known: they are taken without being sampled, each by
+  // accept, as far as it agrees; of a long list only the first, before it is asked for again.
   virtual std::vector<std::int32_t> forced() { return {}; }
 };
 

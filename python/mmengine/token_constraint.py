@@ -5,11 +5,16 @@ The calls are those of TokenConstraint of include/mmengine/types.h; an exception
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+_MAX_FORCED = 256  # at once
 
 
 class GrammarConstraint:
@@ -30,6 +35,7 @@ class GrammarConstraint:
         self._num_words = num_words
         self._hides_ends = hides_ends
         self._ended = 0  # ending tokens accepted; the matcher does not see them
+        self._known: deque[int] = deque()  # forced ones that follow
 
     def fill_mask(self, bits: NDArray[np.uint32]) -> None:
         """Sets bit t % 32 of word t // 32 where token t may be next, and clears all others."""
@@ -53,6 +59,8 @@ class GrammarConstraint:
         """Goes on by one token; false, and nothing changes, where the grammar does not allow it."""
         if self._ended:
             return False
+        if self._known and self._known.popleft() != token:
+            self._known.clear()
         if token in self._ends and self._matcher.is_accepting():
             self._ended = 0 if self._hides_ends else 1
             return self._ended == 1
@@ -64,10 +72,13 @@ class GrammarConstraint:
         """The tokens that must follow, as text is usually cut; [] where there is a choice."""
         if self._ended or self._matcher.is_stopped():
             return []
-        return list(self._matcher.compute_ff_tokens())
+        if not self._known:
+            self._known = deque(self._matcher.compute_ff_tokens())
+        return [*islice(self._known, _MAX_FORCED)]
 
     def rollback(self, num_tokens: int) -> None:
         """Takes the last tokens back."""
+        self._known.clear()
         if num_tokens > 0 and self._ended:
             self._ended = 0
             num_tokens -= 1
@@ -81,6 +92,7 @@ class GrammarConstraint:
             self._matcher.deep_copy(), self._ends, self._num_words, self._hides_ends
         )
         made._ended = self._ended
+        made._known = self._known.copy()
         return made
 
     def _check(self) -> None:

@@ -61,15 +61,16 @@ def spelled(seen: list[int]) -> list[int]:
 
 @pytest.fixture
 def core(tiny: Callable[..., str]) -> Iterator[Callable[..., _core.Engine]]:
-    """core(**EngineOptions) -> an engine over the default tiny model: vocabulary 97."""
+    """core(model={...}, **EngineOptions) -> an engine over a tiny model: vocabulary 97."""
     engines = []
 
     def load(**options: Any) -> _core.Engine:
         chosen = _core.EngineOptions()
         chosen.device = "cpu"
+        model = tiny(**options.pop("model", {}))
         for name, value in options.items():
             setattr(chosen, name, value)
-        engines.append(_core.Engine(tiny(), chosen))
+        engines.append(_core.Engine(model, chosen))
         return engines[-1]
 
     yield load
@@ -174,10 +175,43 @@ def test_min_tokens_bans_ending_tokens_of_the_mask(core: Any) -> None:
     assert tokens[request][:3] == [6, 6, 6]
 
 
+def test_forced_tokens_that_are_not_accepted_are_not_forced(core: Any) -> None:
+    engine = core()
+    rules = Rules(even, lambda seen: [] if seen else [2, 3, 4])
+    request = engine.submit(PROMPT, params(max_tokens=6), constraint=rules)
+    tokens, last, _ = run(engine)
+    assert tokens[request][0] == 2
+    assert len(tokens[request]) == 6
+    assert not any(token % 2 for token in tokens[request])
+    assert last[request].finish.name == "length"
+
+
+def test_a_long_forced_run_is_taken_in_parts(core: Any) -> None:
+    """More than fits one part, and more than max_tokens: the rest is never accepted."""
+    run_of = [2 * (i % 40) for i in range(10_000)]
+    rules = Rules(even, lambda seen: run_of[len(seen) :])
+    engine = core(model={"max_context": 1024})
+    request = engine.submit(PROMPT, params(max_tokens=600), constraint=rules)
+    tokens, _, steps = run(engine)
+    assert tokens[request] == run_of[:600]
+    assert len(rules.seen) <= 768
+    assert steps < 20
+
+
+def test_the_rules_win_over_min_tokens(core: Any) -> None:
+    """Only stop tokens are allowed: one is taken, and does not end the answer before its time."""
+    engine = core()
+    chosen = params(stop_token_ids=[4], min_tokens=3, max_tokens=9)
+    request = engine.submit(PROMPT, chosen, constraint=Rules(lambda seen: [4]))
+    tokens, last, _ = run(engine)
+    assert tokens[request] == [4, 4, 4, 4]
+    assert last[request].finish.name == "stop"
+
+
 BAD: dict[str, Rules] = {
+    "mask returns nothing to cast": Rules(lambda seen: ["a"]),  # type: ignore[list-item]
     "mask raises": Rules(lambda seen: 1 // 0),  # type: ignore[arg-type, return-value]
     "forced raises": Rules(even, lambda seen: [1 // 0]),
-    "forced is not accepted": Rules(even, lambda seen: [3]),
     "forced is no token": Rules(even, lambda seen: [VOCAB]),
     "accept refuses": Rules(lambda seen: {len(seen)}),
 }
