@@ -1,12 +1,14 @@
 """Bounds of numbers in a schema, as the grammar can hold them.
 
 llguidance reads bounds as float64 and takes an excluded whole number for allowed where both bounds
-have the same whole part (0 < x < 0.5 lets "0" pass). Bounds are moved inward until they are exact:
-an answer then has fewer values to choose from, and is valid all the same.
+have the same whole part (0 < x < 0.5 lets "0" pass), wherever in a schema the other one stands.
+Bounds are moved inward until they are exact: an answer then has fewer values to choose from, and is
+valid all the same.
 """
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -30,13 +32,13 @@ def narrow_bounds(schema: dict[str, Any]) -> tuple[str, str] | None:
     for low, high, sign in (("exclusiveMinimum", _UPPER, 1), ("exclusiveMaximum", _LOWER, -1)):
         bound = schema.get(low)
         ends = [schema[name] for name in high if name in schema]
-        if bound is None or bound * sign < 0 or bound != int(bound) or not ends:
+        if bound is None or bound * sign < 0 or bound != int(bound):
             continue
-        gap = min(sign * (Fraction(end) - Fraction(bound)) for end in ends)
-        if gap >= 1:
-            continue
+        gap = min((sign * (Fraction(end) - Fraction(bound)) for end in ends), default=1)
         moved = float(bound) + sign * _STEP
-        if gap < 1000 * Fraction(_STEP) or moved == bound:
+        if moved == bound:  # large: by as little as there is
+            moved = math.nextafter(bound, sign * math.inf)
+        if gap < 1000 * abs(Fraction(moved) - Fraction(bound)):
             return low, f"{bound} lies too close to the other bound to be excluded"
         schema[low] = moved
     return None

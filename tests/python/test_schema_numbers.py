@@ -64,6 +64,20 @@ def test_no_number_outside_its_bounds_is_allowed() -> None:
 
 
 @pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [{"type": "number", "exclusiveMinimum": 0}, {"maximum": 0.1}]},
+        {"$defs": {"p": {"type": "number", "exclusiveMinimum": 0}}, "$ref": "#/$defs/p", "maximum": 0.1},
+        {"allOf": [{"exclusiveMaximum": 0}, {"type": "number", "minimum": -0.5}]},
+    ],
+)
+def test_bounds_that_stand_apart(schema: dict[str, Any]) -> None:
+    made = check_schema(json.dumps(schema), "json_schema")
+    assert not any(allows(made, text) for text in ("0", "-0", "0.0"))
+    assert any(allows(made, text) for text in ("0.05", "-0.1"))
+
+
+@pytest.mark.parametrize(
     ("schema", "place"),
     [
         ({"type": "integer", "minimum": 10**18 + 1, "maximum": 10**18 + 1}, "$.minimum"),
