@@ -3,7 +3,8 @@
 llguidance reads bounds as float64 and takes an excluded whole number for allowed where both bounds
 have the same whole part (0 < x < 0.5 lets "0" pass), wherever in a schema the other one stands.
 Bounds are moved inward until they are exact: an answer then has fewer values to choose from, and is
-valid all the same.
+valid all the same. Integers without bounds get those of float64, so that whoever reads them gets
+the same number.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ def narrow_bounds(schema: dict[str, Any]) -> tuple[str, str] | None:
                 return name, f"{schema[name]} is beyond 2**53, where not all numbers are told apart"
             schema[name] = -_EXACT * sign
     if schema.get("type") == "integer":
+        for names, end in ((_LOWER, -_EXACT), (_UPPER, _EXACT)):
+            if not any(name in schema for name in names):
+                schema[names[0]] = end
         return None
     for low, high, sign in (("exclusiveMinimum", _UPPER, 1), ("exclusiveMaximum", _LOWER, -1)):
         bound = schema.get(low)

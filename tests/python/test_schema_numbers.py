@@ -98,3 +98,9 @@ def test_the_range_of_int64_is_held() -> None:
     assert allows(made, "0")
     assert allows(made, str(2**53))
     assert not allows(made, str(2**63))
+
+
+def test_integers_are_those_that_every_reader_holds() -> None:
+    made = check_schema('{"type": "integer", "minimum": 5}', "json_schema")
+    assert allows(made, str(2**53))
+    assert not allows(made, "1" * 18)
