@@ -11,12 +11,13 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from mmengine import regex_check
 from mmengine.errors import RequestError
 from mmengine.json_schema import invalid
 from mmengine.messages import quoted
+from mmengine.schema_members import settle_counts
 from mmengine.schema_numbers import narrow_bounds
 from mmengine.schema_refs import find_circle
 
@@ -105,11 +106,13 @@ class _Checker:
                 raise self._bad(
                     _member(place, low), f"{made[low]} is more than {high} {made[high]}"
                 )
-        fault = narrow_bounds(made)
+        fault = narrow_bounds(made) or settle_counts(made)
         if fault is not None:
             raise self._bad(_member(place, fault[0]), fault[1])
         if "$ref" in made:
-            self._refs[id(schema)] = self._target(made["$ref"], _member(place, "$ref"))
+            ref = made["$ref"]
+            self._refs[id(schema)] = self._target(ref, _member(place, "$ref"))
+            made["$ref"] = "#" + quote(unquote(ref[1:]), safe="/~")  # as a URI has it
         return made
 
     def _target(self, ref: str, where: str) -> Any:

@@ -143,6 +143,14 @@ BAD_SCHEMAS: dict[str, tuple[Any, str]] = {
         {"type": "object", "required": ["a"], "additionalProperties": False},
         "$: nothing can satisfy it",
     ),
+    "more members than required": (
+        {"patternProperties": {"^[ab]$": {}}, "required": ["a"], "minProperties": 2},
+        "$.minProperties: 2 with 1 required, expected 1 or at most as many",
+    ),
+    "members beside optional ones": (
+        {"items": {"properties": {"a": {}}, "maxProperties": 3}},
+        "$.items.maxProperties: beside properties that are not required",
+    ),
     "oneOf": ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "$: oneOf whose"),
 }
 

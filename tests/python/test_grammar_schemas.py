@@ -55,3 +55,32 @@ def test_answers_are_valid(grammars: Grammars, schema: dict[str, Any], seed: int
 def test_recursive_schemas(grammars: Grammars, schema: dict[str, Any]) -> None:
     answers = {check(grammars, schema, seed) for seed in range(20)}
     assert len(answers) > 3
+
+
+@pytest.mark.parametrize("name", ["Gr\u00f6\u00dfe", "a b", "Foo[int]", "a/b~c%20"])
+def test_references_as_they_are_written(grammars: Grammars, name: str) -> None:
+    pointer = name.replace("~", "~0").replace("/", "~1").replace("%", "%25")
+    schema = {"$defs": {name: {"type": "integer"}}, "$ref": f"#/$defs/{pointer}"}
+    assert isinstance(json.loads(check(grammars, schema, 0)), int)
+
+
+INTEGER = {"type": "integer"}
+COUNTED: list[dict[str, Any]] = [
+    {"type": "object", "properties": {"a": INTEGER, "b": INTEGER}, "minProperties": 1},
+    {"type": "object", "properties": {"a": {}}, "required": ["a"], "minProperties": 1},
+    {"type": "object", "additionalProperties": INTEGER, "minProperties": 1, "maxProperties": 2},
+    {
+        "type": "object",
+        "properties": {"a": INTEGER, "b": INTEGER, "c": INTEGER},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+        "minProperties": 2,
+        "maxProperties": 3,
+    },
+]
+
+
+@pytest.mark.parametrize("schema", COUNTED)
+def test_counts_of_members(grammars: Grammars, schema: dict[str, Any]) -> None:
+    for seed in range(20):
+        check(grammars, schema, seed)
