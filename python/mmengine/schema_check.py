@@ -19,7 +19,7 @@ from mmengine.json_schema import invalid
 from mmengine.messages import quoted
 from mmengine.schema_members import settle_counts
 from mmengine.schema_numbers import narrow_bounds
-from mmengine.schema_refs import find_circle
+from mmengine.schema_refs import find_circle, without_values
 
 MAX_REPEAT = 1024
 MAX_ENUM = 1024
@@ -70,6 +70,7 @@ class _Checker:
         self._field = field
         self._places: dict[int, str] = {}  # of every schema, by identity
         self._by_id: dict[int, _Schema] = {}
+        self._made: dict[int, _Schema] = {}  # what became of it
         self._refs: dict[int, Any] = {}  # the schema that one refers to
 
     def check(self) -> _Schema:
@@ -79,6 +80,11 @@ class _Checker:
             raise self._bad(*fault)
         if not isinstance(made, dict):
             raise self._bad("$", "nothing can satisfy false")
+        for index in without_values(self._refs, self._by_id):
+            if index == id(self._root):
+                raise self._bad("$", "nothing can satisfy it, or no value of it ever ends")
+            self._made[index].clear()  # elsewhere such a one is false: what holds it does without
+            self._made[index]["anyOf"] = [False]
         return made
 
     def _bad(self, place: str, what: str) -> RequestError:
@@ -91,7 +97,7 @@ class _Checker:
             raise self._bad(place, f"{quoted(schema)}, expected a schema: an object, true or false")
         self._places[id(schema)] = place
         self._by_id[id(schema)] = schema
-        made: _Schema = {}
+        made = self._made[id(schema)] = _Schema()
         for name, value in schema.items():
             check = _KEYWORDS.get(name)
             where = _member(place, name)

@@ -18,7 +18,7 @@ _Schema = dict[str, Any]
 def find_circle(
     places: Mapping[int, str], refs: Mapping[int, Any], by_id: Mapping[int, _Schema]
 ) -> tuple[str, str] | None:
-    """The place of a reference or schema that leads nowhere, and why; None for none.
+    """The place of a reference that leads nowhere, and why; None for none.
 
     All by identity: places of the schemas that are objects, what those with $ref refer to, the
     schemas themselves.
@@ -29,11 +29,12 @@ def find_circle(
     circle = _same_value_circle(refs, by_id)
     if circle is not None:
         return f"{places[circle]}.$ref", "refers to itself without an end"
-    ending = _with_ending_values(refs, by_id)
-    for index, place in places.items():
-        if index not in ending:
-            return place, "nothing can satisfy it, or no value of it ever ends"
     return None
+
+
+def without_values(refs: Mapping[int, Any], by_id: Mapping[int, _Schema]) -> set[int]:
+    """The schemas that no finite value satisfies, as far as their structure tells."""
+    return by_id.keys() - _with_ending_values(refs, by_id)
 
 
 def _same_value_circle(refs: Mapping[int, Any], by_id: Mapping[int, _Schema]) -> int | None:
@@ -86,7 +87,8 @@ def _inner(schema: _Schema, target: Any) -> Iterator[_Schema]:
     listed = [target, schema.get("items"), schema.get("additionalProperties")]
     for name in ("allOf", "anyOf", "oneOf", "prefixItems"):
         listed += schema.get(name, ())
-    listed += schema.get("properties", {}).values()
+    for name in ("properties", "patternProperties"):
+        listed += schema.get(name, {}).values()
     return (inner for inner in listed if isinstance(inner, dict))
 
 
@@ -102,7 +104,10 @@ def _ends(schema: _Schema, target: Any, ending: set[int]) -> bool:
     kinds = {kinds} if isinstance(kinds, str) else set(kinds)
     if kinds & _SCALARS or "enum" in schema or "const" in schema:
         return True
-    properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+    # Which pattern a name matches is left to the compiler: here any of them will do.
+    others = any(map(known, schema.get("patternProperties", {}).values()))
+    others = others or known(schema.get("additionalProperties", True))
+    properties = schema.get("properties", {})
     if "object" in kinds and all(
         known(properties.get(name, others)) for name in schema.get("required", ())
     ):

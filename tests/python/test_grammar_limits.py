@@ -143,6 +143,11 @@ BAD_SCHEMAS: dict[str, tuple[Any, str]] = {
         {"type": "object", "required": ["a"], "additionalProperties": False},
         "$: nothing can satisfy it",
     ),
+    "no pattern fits": (
+        {"type": "object", "required": ["q"], "patternProperties": {"^p": {}}}
+        | {"additionalProperties": False},
+        "$: nothing can satisfy it",
+    ),
     "more members than required": (
         {"patternProperties": {"^[ab]$": {}}, "required": ["a"], "minProperties": 2},
         "$.minProperties: 2 with 1 required, expected 1 or at most as many",

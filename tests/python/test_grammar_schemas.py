@@ -84,3 +84,27 @@ COUNTED: list[dict[str, Any]] = [
 def test_counts_of_members(grammars: Grammars, schema: dict[str, Any]) -> None:
     for seed in range(20):
         check(grammars, schema, seed)
+
+
+ENDLESS = {"type": "object", "properties": {"n": {"$ref": "#/$defs/endless"}}, "required": ["n"]}
+DEFS = {"endless": ENDLESS}
+WITH_DEAD_ENDS: list[dict[str, Any]] = [
+    {"type": "integer", "$defs": DEFS},
+    {"anyOf": [{"$ref": "#/$defs/endless"}, {"type": "integer"}], "$defs": DEFS},
+    {"anyOf": [{"anyOf": [False]}, {"type": "integer"}]},
+    {"type": "object", "properties": {"a": {"$ref": "#/$defs/endless"}}, "$defs": DEFS},
+    {"type": "array", "items": {"$ref": "#/$defs/endless"}, "$defs": DEFS},
+    {"type": "object", "additionalProperties": {"$ref": "#/$defs/endless"}, "$defs": DEFS},
+    {
+        "type": "object",
+        "required": ["p_a"],
+        "patternProperties": {"^p_": INTEGER},
+        "additionalProperties": False,
+    },
+]
+
+
+@pytest.mark.parametrize("schema", WITH_DEAD_ENDS)
+def test_parts_that_no_value_satisfies(grammars: Grammars, schema: dict[str, Any]) -> None:
+    for seed in range(10):
+        check(grammars, schema, seed)
