@@ -17,6 +17,7 @@ from mmengine import regex_check
 from mmengine.errors import RequestError
 from mmengine.json_schema import invalid
 from mmengine.messages import quoted
+from mmengine.schema_disjoint import Disjointness
 from mmengine.schema_members import settle_counts
 from mmengine.schema_numbers import narrow_bounds
 from mmengine.schema_refs import find_circle, without_values
@@ -85,7 +86,24 @@ class _Checker:
                 raise self._bad("$", "nothing can satisfy it, or no value of it ever ends")
             self._made[index].clear()  # elsewhere such a one is false: what holds it does without
             self._made[index]["anyOf"] = [False]
+        self._settle_unions()
         return made
+
+    def _settle_unions(self) -> None:
+        """oneOf of alternatives that exclude each other is anyOf; any other is refused."""
+        disjoint = Disjointness(self._refs)
+        for index, schema in self._by_id.items():
+            made = self._made[index]
+            if "oneOf" not in made:
+                continue
+            if not disjoint.proves(schema["oneOf"]):
+                place = _member(self._places[index], "oneOf")
+                raise self._bad(place, "alternatives that may overlap, expected anyOf")
+            union = {"anyOf": made.pop("oneOf")}
+            if "anyOf" in made:
+                made["allOf"] = [*made.get("allOf", ()), union]
+            else:
+                made |= union
 
     def _bad(self, place: str, what: str) -> RequestError:
         return invalid(self._field, place, what)

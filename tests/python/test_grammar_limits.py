@@ -156,7 +156,11 @@ BAD_SCHEMAS: dict[str, tuple[Any, str]] = {
         {"items": {"properties": {"a": {}}, "maxProperties": 3}},
         "$.items.maxProperties: beside properties that are not required",
     ),
-    "oneOf": ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "$: oneOf whose"),
+    "oneOf": ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "$.oneOf: alternatives"),
+    "oneOf by optional members": (
+        {"items": {"oneOf": [{"properties": {"a": {"const": i}}} for i in range(2)]}},
+        "$.items.oneOf: alternatives that may overlap",
+    ),
 }
 
 

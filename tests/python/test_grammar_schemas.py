@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import pytest
@@ -108,3 +108,56 @@ WITH_DEAD_ENDS: list[dict[str, Any]] = [
 def test_parts_that_no_value_satisfies(grammars: Grammars, schema: dict[str, Any]) -> None:
     for seed in range(10):
         check(grammars, schema, seed)
+
+
+def member(kind: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {"kind": kind, **more}, "required": ["kind"]}
+
+
+UNIONS: list[dict[str, Any]] = [
+    {"oneOf": [{"$ref": "#/$defs/a"}, {"type": "null"}], "$defs": {"a": INTEGER}},
+    {
+        "oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dogs"}, INTEGER, {"const": "none"}],
+        "$defs": {
+            "cat": member({"const": "cat"}, lives=INTEGER),
+            "dogs": {"oneOf": [member({"enum": ["dog", "wolf"]}), {"enum": ["fox", None, True]}]},
+        },
+    },
+    {
+        "oneOf": [{"$ref": "#/$defs/leaf"}, {"$ref": "#/$defs/fork"}],
+        "$defs": {
+            "leaf": member({"const": "leaf"}),
+            "fork": {"allOf": [member({"const": 2.0}, below={"$ref": "#"})], "type": "object"},
+        },
+    },
+    {
+        "oneOf": [member({"const": "a"}), member({"const": "b"}, b=INTEGER)],
+        "anyOf": [{"required": ["b"]}, {"required": ["c"]}],
+    },
+]
+
+
+@pytest.mark.parametrize("schema", UNIONS)
+def test_alternatives_that_exclude_each_other(grammars: Grammars, schema: dict[str, Any]) -> None:
+    for seed in range(20):
+        check(grammars, schema, seed)
+
+
+def test_discriminated_unions_of_pydantic(grammars: Grammars) -> None:
+    pydantic = pytest.importorskip("pydantic")
+
+    class Cat(pydantic.BaseModel):  # type: ignore[misc, name-defined]
+        kind: Literal["cat"]
+        lives: int
+
+    class Dog(pydantic.BaseModel):  # type: ignore[misc, name-defined]
+        kind: Literal["dog", "wolf"]
+        name: str
+
+    class Owner(pydantic.BaseModel):  # type: ignore[misc, name-defined]
+        pet: Cat | Dog = pydantic.Field(discriminator="kind")
+
+    schema = Owner.model_json_schema()
+    assert "oneOf" in schema["properties"]["pet"]
+    for seed in range(20):
+        Owner.model_validate_json(check(grammars, schema, seed))
