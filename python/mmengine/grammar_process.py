@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmengine.errors import ResourceError
+from mmengine.errors import ForkError, ResourceError
 
 CPU_SECONDS = 0.8
 MEMORY_BYTES = 64 << 20
@@ -41,11 +41,15 @@ class GrammarProcess:
 
     def compile(self, grammar: str) -> str | None:
         """The library's own words for what is wrong, "" for nothing; None where it took too long
-        or too much memory. Raises ResourceError where no process can be started.
+        or too much memory. Raises ResourceError where no process can be started, ForkError in a
+        forked process.
         """
+        if self._owner != os.getpid():
+            raise ForkError(
+                "structured output: begun before fork(), it cannot be used in the child process",
+                where="structured output",
+            )
         with self._lock:
-            if self._owner != os.getpid():  # a fork: the child of another process is not ours
-                self._child, self._owner = None, os.getpid()
             try:
                 return self._compile(grammar)
             except (OSError, ValueError):  # it died
@@ -56,10 +60,13 @@ class GrammarProcess:
                 raise
 
     def close(self) -> None:
-        """Ends the child. Idempotent."""
+        """Ends the child. Idempotent; nothing in a forked process, where the lock may be held for
+        ever.
+        """
+        if self._owner != os.getpid():
+            return
         with self._lock:
-            if self._owner == os.getpid():
-                self._kill()
+            self._kill()
 
     def _compile(self, grammar: str) -> str | None:
         if self._child is None or self._child.poll() is not None:

@@ -46,8 +46,7 @@ class Grammars:
 
     def close(self) -> None:
         """Ends the process, if there is one; the next grammar starts another. Idempotent."""
-        with self._lock:
-            process = self._process
+        process = self._process  # without the lock, which a fork may have caught held
         if process is not None:
             process.close()
 

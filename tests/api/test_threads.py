@@ -9,6 +9,7 @@ import gc
 import random
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from mmengine import errors
 from mmengine.request import ChatOptions
 from mmengine.terms import Terms
 from support.outcomes import greedy, outcome, sampled
+from support.scripted import make_mistral
 from support.scripts import run_script
 
 Tiny = Callable[..., str]
@@ -362,6 +364,49 @@ engine.close()
 
 def test_every_use_after_fork_is_refused(tiny: Tiny) -> None:
     run_script(FORK, tiny(max_context=8192))
+
+
+FORK_IN_A_COMPILE = """
+import faulthandler, os, sys, threading, time, psutil, mmengine
+from mmengine import grammar_process
+grammar_process._WALL_SECONDS = 600.0
+engine = mmengine.Engine(sys.argv[1], device="cpu")
+grammars = engine._intake.grammars
+assert grammars.fault('start: "a"') == ""
+(worker,) = psutil.Process().children()
+worker.suspend()  # the compile lasts
+def compile():
+    grammars.fault('start: "b"')
+begun = threading.Thread(target=compile, daemon=True)
+begun.start()
+time.sleep(0.5)
+child = os.fork()
+if child == 0:
+    faulthandler.dump_traceback_later(20, exit=True)
+    if sys.argv[2] == "close":
+        engine.close()
+        os._exit(0)
+    if sys.argv[2] == "use":
+        try:
+            grammars.fault('start: "c"')
+        except mmengine.ForkError:
+            os._exit(0)
+        os._exit(1)
+    if sys.argv[2] == "drop":
+        del engine, grammars
+    sys.exit(0)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+assert begun.is_alive()
+worker.resume()
+begun.join()
+engine.close()
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("way", ["exit", "close", "drop", "use"])
+def test_a_fork_in_the_middle_of_a_compile(way: str, tmp_path: Path) -> None:
+    run_script(FORK_IN_A_COMPILE, str(make_mistral(tmp_path)), way)
 
 
 # ---- the GIL ---------------------------------------------------------------------------------
