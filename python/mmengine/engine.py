@@ -273,8 +273,8 @@ class Engine:
         Keywords: those of submit(). Raises OverloadedError if the queue is full.
         """
         terms = Terms.of(cache_salt, deadline)
-        inbox = self._intake.stream(prompt, params, ChatOptions(**options), terms)
-        return Deltas(inbox, self)
+        made = self._intake.one_answer(prompt, params, ChatOptions(**options), terms)
+        return Deltas(self._intake.stream(made, terms), self)
 
     async def astream(
         self,
@@ -292,7 +292,10 @@ class Engine:
         terms = Terms.of(cache_salt, deadline)
         arrived = asyncio.Event()
         wake = loop_waker(arrived)
-        inbox = self._intake.stream(prompt, params, ChatOptions(**options), terms, wake)
+        chat = ChatOptions(**options)
+        # In a thread: the loop waits neither for a long prompt's tokens nor for a new grammar.
+        made = await asyncio.to_thread(self._intake.one_answer, prompt, params, chat, terms)
+        inbox = self._intake.stream(made, terms, wake)
         try:
             while True:
                 while not inbox.ready:
@@ -314,14 +317,16 @@ class Engine:
         deadline: float | None = None,
         **options: Unpack[ChatArguments],
     ) -> PendingRequest:
-        """Queues one prompt and returns at once; see PendingRequest for what it gives.
+        """Queues one prompt and waits for no answer; see PendingRequest for what it gives.
 
         Unlike a stream it goes on when nobody reads it, as with concurrent.futures.
         cache_salt: at most 256 bytes; KV is shared only among requests with equal ones (None = "").
         deadline: seconds from now, after which the request, be it waiting or running, ends with
             finish_reason "cancelled" and what it has; None = no limit.
         options: those of chat(), where the prompt is chat messages.
-        Raises RequestError naming the field, OverloadedError if the queue is full.
+        A grammar that is new is compiled first, for at most about a second.
+        Raises RequestError naming the field, OverloadedError if the queue is full, or too many
+        grammars are being compiled.
         """
         terms = Terms.of(cache_salt, deadline)
         return self._intake.pending(prompt, params, ChatOptions(**options), terms, self)

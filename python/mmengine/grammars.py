@@ -1,18 +1,22 @@
 """Grammars of one engine: compiled once each, kept, and made the constraints of answers.
 
-A grammar is compiled in grammar_process first: what passes there is known to be cheap. The library
-is imported, and its tokenizer made, when the first grammar comes.
+A grammar is compiled in a process of its own first: what passes there is known to be cheap. The
+library is imported, and its tokenizer made, when the first grammar comes.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import finalize
 
 from mmengine.errors import RequestError
+from mmengine.grammar_pool import GrammarPool
 from mmengine.grammar_process import GrammarProcess
 from mmengine.grammar_vocabulary import library_folder, llguidance, make_tokenizer, special_names
 from mmengine.token_constraint import GrammarConstraint
@@ -25,7 +29,8 @@ _MAX_CACHE_BYTES = 64 << 20
 _BASE_BYTES = 128 << 10
 _BYTES_PER_CHARACTER = 64
 
-Compiled = tuple[Any, str]  # the matcher in its first state, or None; what is wrong, or ""
+# The matcher in its first state, or None; what is wrong, "", or None for what was too dear.
+Compiled = tuple[Any, str | None]
 
 
 class Grammars:
@@ -38,17 +43,26 @@ class Grammars:
         self._tokenizer = tokenizer
         own = () if tokenizer is None else tokenizer.eos_ids
         self._ends = [index for index in dict.fromkeys((*own, *ends)) if index < vocab_size]
-        self._lock = threading.Lock()
-        self._made: Any = None
-        self._process: GrammarProcess | None = None
-        self._kept: OrderedDict[str, Compiled] = OrderedDict()
-        self._kept_bytes = 0
+        self._ends_at = math.inf
+        self._pool = GrammarPool(partial(_new_process, tokenizer))
+        self._kept = _Kept()
+        self._library = _LibraryTokenizer(tokenizer, self._ends)
+
+    def until(self, ends_at: float | None) -> Grammars:
+        """The same grammars for a request whose time is over at `ends_at` of time.monotonic().
+
+        From then on nothing is compiled for it or waited for, no fault is found, and its
+        constraints cannot be made: such a request ends before its first token.
+        """
+        one = copy.copy(self)
+        one._ends_at = math.inf if ends_at is None else ends_at
+        return one
 
     def close(self) -> None:
-        """Ends the process, if there is one; the next grammar starts another. Idempotent."""
-        process = self._process  # without the lock, which a fork may have caught held
-        if process is not None:
-            process.close()
+        """Ends the processes, for good: nothing is compiled any more. Idempotent; does nothing in
+        a forked process.
+        """
+        self._pool.close()
 
     def check(self, field: str) -> None:
         """Raises RequestError naming `field` where this engine can have no grammars."""
@@ -68,72 +82,94 @@ class Grammars:
 
         "" for nothing; None where compiling takes too much time or memory.
         """
-        compiled = self._compiled(grammar)
-        return None if compiled is None else compiled[1]
+        return self._compiled(grammar)[1]
 
     def constraint(self, grammar: str, hides_ends: bool = False) -> Callable[[], GrammarConstraint]:
         """What makes a new constraint for each answer; `fault` must have found nothing.
 
         hides_ends: as GrammarConstraint's.
         """
-        compiled = self._compiled(grammar)
-        assert compiled is not None
-        first = compiled[0]
-        tokenizer = self._llguidance_tokenizer()
-        num_words = (tokenizer.vocab_size + 31) // 32
+        first, fault = self._compiled(grammar)
+        assert fault == ""
+        num_words = 0 if first is None else (self._library.made().vocab_size + 31) // 32
         known = frozenset(self._ends)
 
         def make() -> GrammarConstraint:
+            assert first is not None, "the time of this request was over"
             return GrammarConstraint(first.deep_copy(), known, num_words, hides_ends)
 
         return make
 
-    def _compiled(self, grammar: str) -> Compiled | None:
-        with self._lock:
-            found = self._kept.get(grammar)
-            if found is not None:
-                self._kept.move_to_end(grammar)
-                return found
-        error = self._child().compile(grammar)
-        if error is None:
-            return None
+    def _compiled(self, grammar: str) -> Compiled:
+        self._pool.check_alive()
+        found = self._kept.get(grammar)
+        if found is not None:
+            return found
+        if time.monotonic() >= self._ends_at:
+            return _OVERDUE
+        try:
+            error = self._pool.compile(grammar, self._ends_at)
+        except TimeoutError:
+            return _OVERDUE
         matcher: Any = None
-        if not error:
+        if error == "":
             library = llguidance()
             limits = library.LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)
-            matcher = library.LLMatcher(
-                self._llguidance_tokenizer(), grammar, log_level=0, limits=limits
-            )
+            matcher = library.LLMatcher(self._library.made(), grammar, log_level=0, limits=limits)
             if matcher.is_error():
                 matcher, error = None, str(matcher.get_error()) or "error"
-        self._keep(grammar, (matcher, error))
+        self._kept.put(grammar, (matcher, error))
         return matcher, error
 
-    def _keep(self, grammar: str, compiled: Compiled) -> None:
-        with self._lock:
-            if grammar not in self._kept:
-                self._kept_bytes += _size(grammar)
-            self._kept[grammar] = compiled
-            while self._kept_bytes > _MAX_CACHE_BYTES:
-                oldest, _ = self._kept.popitem(last=False)
-                self._kept_bytes -= _size(oldest)
 
-    def _child(self) -> GrammarProcess:
-        with self._lock:
-            if self._process is None:
-                assert self._tokenizer is not None
-                self._process = GrammarProcess(
-                    library_folder(), special_names(self._tokenizer), self._tokenizer.vocab_size
-                )
-                finalize(self, self._process.close)
-            return self._process
+_OVERDUE: Compiled = (None, "")
 
-    def _llguidance_tokenizer(self) -> Any:
+
+class _Kept:
+    """What was compiled last, up to a size, what was too dear included. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.of: OrderedDict[str, Compiled] = OrderedDict()
+        self.bytes = 0
+
+    def get(self, grammar: str) -> Compiled | None:
+        with self._lock:
+            found = self.of.get(grammar)
+            if found is not None:
+                self.of.move_to_end(grammar)
+            return found
+
+    def put(self, grammar: str, compiled: Compiled) -> None:
+        with self._lock:
+            if grammar not in self.of:
+                self.bytes += _size(grammar)
+            self.of[grammar] = compiled
+            while self.bytes > _MAX_CACHE_BYTES:
+                oldest, _ = self.of.popitem(last=False)
+                self.bytes -= _size(oldest)
+
+
+class _LibraryTokenizer:
+    """The library's tokenizer of the whole vocabulary, made once. Any thread."""
+
+    def __init__(self, tokenizer: AnyTokenizer | None, ends: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self._ends = ends
+        self._lock = threading.Lock()
+        self._made: Any = None
+
+    def made(self) -> Any:
         with self._lock:
             if self._made is None:
                 assert self._tokenizer is not None
                 self._made = make_tokenizer(self._tokenizer, self._ends)
             return self._made
+
+
+def _new_process(tokenizer: AnyTokenizer | None) -> GrammarProcess:
+    assert tokenizer is not None
+    return GrammarProcess(library_folder(), special_names(tokenizer), tokenizer.vocab_size)
 
 
 def _size(grammar: str) -> int:

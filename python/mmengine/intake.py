@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Intake:
     """The way into one engine. All methods: any thread; RequestError, OverloadedError, and
-    EngineDeadError are raised before anything is waited for.
+    EngineDeadError are raised before an answer is waited for.
     """
 
     driver: Driver
@@ -41,17 +41,18 @@ class Intake:
     vocab_size: int
     max_context: int
 
+    def one_answer(
+        self, prompt: Prompt, params: SamplingParams | None, options: ChatOptions, terms: Terms
+    ) -> Request:
+        """What stream() takes. This may take a second, where it has a new grammar."""
+        made = self._prepare(prompt, params, options, terms)
+        check_one_answer(made.params)
+        return made
+
     def stream(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None,
-        options: ChatOptions,
-        terms: Terms,
-        notify: Callable[[], None] | None = None,
+        self, made: Request, terms: Terms, notify: Callable[[], None] | None = None
     ) -> Inbox:
         """One answer for one consumer; `notify` as in Inbox."""
-        made = self._prepare(prompt, params, options)
-        check_one_answer(made.params)
         inbox = Inbox(notify)
         inbox.handle = self._submit(terms, made, 0, 0, inbox.put)
         return inbox
@@ -65,7 +66,7 @@ class Intake:
         owner: object,
     ) -> PendingRequest:
         """All answers to one prompt; `owner` lives as long as this is kept."""
-        made = self._prepare(prompt, params, options)
+        made = self._prepare(prompt, params, options, terms)
         results = Results(made.params.n or 1)
         handles: list[Handle] = []
         try:
@@ -90,7 +91,7 @@ class Intake:
         made: list[Request] = []
         for at, prompt in enumerate(prompts):
             with naming(at if is_list else None):
-                made.append(self._prepare(prompt, params, options))
+                made.append(self._prepare(prompt, params, options, terms))
                 check_context(made[-1], self.max_context)
         return Batch(partial(self._submit, terms), is_list).run(made)
 
@@ -103,12 +104,12 @@ class Intake:
         yield from inbox.logits()
 
     def _prepare(
-        self, prompt: Prompt, params: SamplingParams | None, options: ChatOptions
+        self, prompt: Prompt, params: SamplingParams | None, options: ChatOptions, terms: Terms
     ) -> Request:
         self.driver.check_process()
         return prepare(
             prompt, params, options, self.tokenizer, self.chat_format, self.vocab_size,
-            self.grammars,
+            self.grammars.until(terms.ends_at),
         )  # fmt: skip
 
     def _submit(
@@ -126,6 +127,7 @@ class Intake:
             deliver,
             same_prompt_as=same_prompt_as,
             cache_salt=terms.cache_salt,
+            # First: a request whose time is over has no grammar, and never begins.
+            constraint=None if terms.is_over else made.constraint(),
             deadline_s=terms.seconds_left(),
-            constraint=made.constraint(),
         )

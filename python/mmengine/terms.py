@@ -14,7 +14,7 @@ from mmengine.messages import quoted
 
 MAX_SALT_BYTES = 256
 MAX_DEADLINE = 1e9  # seconds
-_SOON = 1e-6  # seconds; a time limit that is over by the time it reaches the core
+_SOON = 1e-9  # seconds; a time limit that is over by the time it reaches the core
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Terms:
         if deadline is None:
             return cls(salt)
         return cls(salt, time.monotonic() + _seconds(deadline))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is; from then on always."""
+        return self.ends_at is not None and time.monotonic() >= self.ends_at
 
     def seconds_left(self) -> float:
         """More than 0, and little where the time is over; 0 for no limit."""

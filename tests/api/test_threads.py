@@ -190,7 +190,8 @@ def test_close_inside_a_stream(tiny: Tiny) -> None:
 def test_close_from_the_thread_that_steps(tiny: Tiny) -> None:
     """A result's notification may close the engine, be it as a collected object."""
     engine = mmengine.Engine(tiny(), device="cpu")
-    inbox = engine._intake.stream(PROMPT, greedy(), ChatOptions(), Terms(), engine.close)
+    made = engine._intake.one_answer(PROMPT, greedy(), ChatOptions(), Terms())
+    inbox = engine._intake.stream(made, Terms(), engine.close)
     with pytest.raises(errors.EngineDeadError, match="closed"):
         list(iter(inbox.next_delta, None))
     engine.close()
