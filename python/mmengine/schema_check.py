@@ -19,6 +19,7 @@ from mmengine.json_schema import invalid
 from mmengine.messages import quoted
 from mmengine.schema_disjoint import Disjointness
 from mmengine.schema_members import settle_counts
+from mmengine.schema_names import settle_names
 from mmengine.schema_numbers import narrow_bounds
 from mmengine.schema_refs import find_circle, without_values
 
@@ -87,6 +88,10 @@ class _Checker:
             self._made[index].clear()  # elsewhere such a one is false: what holds it does without
             self._made[index]["anyOf"] = [False]
         self._settle_unions()
+        unsettled = settle_names(self._refs, self._by_id, self._made)
+        if unsettled is not None:
+            index, name, what = unsettled
+            raise self._bad(_member(self._places[index], name), what)
         return made
 
     def _settle_unions(self) -> None:

@@ -41,7 +41,7 @@ def _same_value_circle(refs: Mapping[int, Any], by_id: Mapping[int, _Schema]) ->
     """A schema with a $ref from which one comes back to it without going into a value."""
     done: set[int] = set()
     for index in refs:
-        path = [(index, _same_value(index, refs, by_id))]
+        path = [(index, same_value(index, refs, by_id))]
         open_ids = {index}
         while path:
             current, rest = path[-1]
@@ -54,11 +54,11 @@ def _same_value_circle(refs: Mapping[int, Any], by_id: Mapping[int, _Schema]) ->
                 return index
             elif inner not in done:
                 open_ids.add(inner)
-                path.append((inner, _same_value(inner, refs, by_id)))
+                path.append((inner, same_value(inner, refs, by_id)))
     return None
 
 
-def _same_value(index: int, refs: Mapping[int, Any], by_id: Mapping[int, _Schema]) -> Iterator[int]:
+def same_value(index: int, refs: Mapping[int, Any], by_id: Mapping[int, _Schema]) -> Iterator[int]:
     """The schemas that one applies to the very value it is applied to."""
     schema = by_id[index]
     listed = [inner for name in ("allOf", "anyOf", "oneOf") for inner in schema.get(name, ())]

@@ -152,6 +152,10 @@ BAD_SCHEMAS: dict[str, tuple[Any, str]] = {
         {"patternProperties": {"^[ab]$": {}}, "required": ["a"], "minProperties": 2},
         "$.minProperties: 2 with 1 required, expected 1 or at most as many",
     ),
+    "other names beside patterns": (
+        {"anyOf": [{"patternProperties": {"^a": {}}, "additionalProperties": {"type": "null"}}]},
+        "$.anyOf[0].patternProperties: beside other names, expected additionalProperties false",
+    ),
     "members beside optional ones": (
         {"items": {"properties": {"a": {}}, "maxProperties": 3}},
         "$.items.maxProperties: beside properties that are not required",
@@ -322,9 +326,11 @@ def test_what_says_nothing_is_left_out() -> None:
         "uniqueItems": False,
         "x-guidance": {"whitespace_flexible": True},
         "properties": {"title": {"type": "string", "examples": ["a"]}},
+        "additionalProperties": False,
     }
     assert check_schema(schema_text(schema, "f"), "f") == {
-        "properties": {"title": {"type": "string"}}
+        "properties": {"title": {"type": "string"}},
+        "additionalProperties": False,
     }
 
 

@@ -161,3 +161,61 @@ def test_discriminated_unions_of_pydantic(grammars: Grammars) -> None:
     assert "oneOf" in schema["properties"]["pet"]
     for seed in range(20):
         Owner.model_validate_json(check(grammars, schema, seed))
+
+
+OPEN = {
+    "type": "object",
+    "properties": {"a": INTEGER, "ab": INTEGER, 'q"\n': INTEGER, "": INTEGER},
+    "required": ["a"],
+    "additionalProperties": {"type": "string"},
+}
+INHERITED = {
+    "allOf": [{"$ref": "#/$defs/base"}, {"properties": {"b": INTEGER}, "required": ["b"]}],
+    "$defs": {"base": {"type": "object", "properties": {"a": INTEGER}, "required": ["a"]}},
+}
+
+
+def takes(grammars: Grammars, schema: dict[str, Any], answer: str) -> bool:
+    text = TextForm("json_schema", schema_text(schema, "json_schema"), "json_schema")
+    new_constraint = make_constraint(grammars, AnswerForm(), text, None)
+    assert new_constraint is not None
+    constraint, tokenizer = new_constraint(), small()
+    ids = tokenizer.encode(answer, add_bos=False)
+    return all(constraint.accept(index) for index in (*ids, tokenizer.eos_ids[0]))
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer", "fits"),
+    [
+        (OPEN, '{"a":1,"b":"x"}', True),
+        (OPEN, '{"a":1,"abc":"x","/":"\\u0001"}', True),
+        (OPEN, '{"a":1,"a":"x"}', False),
+        (OPEN, '{"a":1,"\\u0061":"x"}', False),
+        (OPEN, '{"a":1,"a\\u0062":"x"}', False),
+        (OPEN, '{"a":1,"q\\"\\u000a":"x"}', False),
+        (INHERITED, '{"a":1,"b":2}', True),
+        (INHERITED, '{"a":1,"b":2,"c":"x"}', True),
+        (INHERITED, '{"a":1,"b":2,"\\u0061":"x"}', False),
+        (INHERITED, '{"a":1,"b":2,"\\u0062":"x"}', False),
+    ],
+)
+def test_other_names_are_other_names(
+    grammars: Grammars, schema: dict[str, Any], answer: str, fits: bool
+) -> None:
+    assert takes(grammars, schema, answer) is fits
+
+
+@pytest.mark.parametrize(
+    "schema", [OPEN, INHERITED, {"type": "object", "patternProperties": {"^a": INTEGER}}]
+)
+def test_objects_that_may_have_more(grammars: Grammars, schema: dict[str, Any]) -> None:
+    for seed in range(20):
+        check(grammars, schema, seed)
+
+
+def test_many_names_take_little_time(grammars: Grammars) -> None:
+    """The pattern of other names is of bounded size: some that are like these are not allowed."""
+    names = [f"{i * 2654435761 % 10**9:09d}"[::-1] for i in range(300)]
+    schema = {"type": "object", "properties": dict.fromkeys(names, INTEGER), "required": ["0x"]}
+    assert takes(grammars, schema, f'{{"{names[0]}":1,"{names[7]}":1,"0x":[],"b":"x"}}')
+    assert not takes(grammars, schema, f'{{"0x":1,"\\u0030{names[0][1:]}":"x"}}')
