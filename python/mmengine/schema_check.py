@@ -45,13 +45,13 @@ def check_schema(text: str, field: str) -> _Schema:
     return _Checker(root, field).check()
 
 
-def pattern_places(schema: Any, place: str = "$") -> Iterator[tuple[str, str]]:
-    """The patterns of a checked schema, and their places."""
+def pattern_places(schema: Any, place: str = "$") -> Iterator[tuple[str, _Schema]]:
+    """The places of the patterns of a checked schema, and schemas of these alone."""
     for name, value in schema.items() if isinstance(schema, dict) else ():
         where = _member(place, name)
         kind = _KEYWORDS.get(name)
         if name == "pattern":
-            yield where, value
+            yield where, {"type": "string", "pattern": value}
         elif kind is _C.schema:
             yield from pattern_places(value, where)
         elif kind is _C.schemas:
@@ -60,8 +60,10 @@ def pattern_places(schema: Any, place: str = "$") -> Iterator[tuple[str, str]]:
         elif kind in (_C.named, _C.matched):
             for key, inner in value.items():
                 if kind is _C.matched:
-                    yield _member(where, key), key
+                    yield _member(where, key), {"type": "string", "pattern": key}
                 yield from pattern_places(inner, _member(where, key))
+            if kind is _C.matched and len(value) > 1:
+                yield where, {"type": "object", name: dict.fromkeys(value, True)}
 
 
 class _Checker:

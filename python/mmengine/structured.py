@@ -40,6 +40,8 @@ _REASONS = {
     "regex parse error": "no regular expression, expected Rust's syntax",
     "invalid regex": "no regular expression, expected Rust's syntax",
     "oneOf": "oneOf whose alternatives may overlap, expected anyOf",
+    "not disjoint": "has patterns that one name may match, expected one for each name",
+    "min/maxProperties": "counts members beside properties that are not required",
     "Token range": "names a token that this model does not have",
     "NoExtension": "nothing can satisfy it",
     "nsatisfiable": "nothing can satisfy it",
@@ -235,9 +237,8 @@ def _check_compiles(grammars: Grammars, schema: dict[str, Any], field: str) -> N
     if wrong == "":
         return
     if wrong is not None:  # a pattern alone is told apart; the rest is the schema's as a whole
-        for place, pattern in pattern_places(schema):
-            body = json_body({"type": "string", "pattern": pattern})
-            fault = grammars.fault(text_answer(AnswerForm(), body))
+        for place, alone in pattern_places(schema):
+            fault = grammars.fault(text_answer(AnswerForm(), json_body(alone)))
             if fault != "":
                 raise invalid(field, place, _reason(fault))
     raise invalid(field, "$", _reason(wrong))

@@ -156,6 +156,14 @@ BAD_SCHEMAS: dict[str, tuple[Any, str]] = {
         {"anyOf": [{"patternProperties": {"^a": {}}, "additionalProperties": {"type": "null"}}]},
         "$.anyOf[0].patternProperties: beside other names, expected additionalProperties false",
     ),
+    "patterns that overlap": (
+        {"items": {"patternProperties": {"^a": {}, "b$": {}}}},
+        "$.items.patternProperties: has patterns that one name may match",
+    ),
+    "members beside optional ones, elsewhere": (
+        {"allOf": [{"type": "object", "maxProperties": 3}, {"properties": {"a": {}}}]},
+        "$: counts members beside properties that are not required",
+    ),
     "members beside optional ones": (
         {"items": {"properties": {"a": {}}, "maxProperties": 3}},
         "$.items.maxProperties: beside properties that are not required",
