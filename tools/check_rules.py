@@ -92,6 +92,7 @@ TESTS_OF_SOMETHING_ELSE = {
     "tests/api/test_penalties.py": "engine: what penalties and bias mean",
     "tests/api/test_prompt_logprobs.py": "engine: log-probabilities of prompts",
     "tests/api/test_structured.py": "engine: schemas, expressions, grammars, forced calls",
+    "tests/api/test_structured_waits.py": "engine: what waits while a grammar is compiled",
     "tests/api/test_sampling.py": "engine: what SamplingParams mean",
     "tests/kernels/test_pack.py": "packing, done by the backends",
     "tests/kernels/test_parallel.py": "base/parallel, reached through the same module",

@@ -57,7 +57,7 @@ class Driver:
         self.check_process()
         handle = Handle(self, answer, deliver, scores_prompt=params.prompt_logprobs >= 0)
         with self._work:
-            self._check_alive()
+            self.check_alive()
             handle.id = self._core.submit(token_ids, params, **options)
             self._handles[handle.id] = handle
             self._wake()
@@ -68,7 +68,7 @@ class Driver:
         self.check_process()
         answer: queue.SimpleQueue[float | BaseException] = queue.SimpleQueue()
         with self._work:
-            self._check_alive()
+            self.check_alive()
             self._jobs.append((work, answer))
             self._wake()
         result = answer.get()
@@ -76,7 +76,8 @@ class Driver:
             raise result
         return result
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
+        """Raises EngineDeadError where the engine failed or was closed."""
         if self._death is not None:
             raise EngineDeadError(f"engine: {self._death}", where="engine", code="failed")
         if self._closing:

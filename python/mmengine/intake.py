@@ -107,6 +107,7 @@ class Intake:
         self, prompt: Prompt, params: SamplingParams | None, options: ChatOptions, terms: Terms
     ) -> Request:
         self.driver.check_process()
+        self.driver.check_alive()  # a closed engine does no work
         return prepare(
             prompt, params, options, self.tokenizer, self.chat_format, self.vocab_size,
             self.grammars.until(terms.ends_at),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,3 +88,33 @@ def test_a_task_cancelled_while_a_grammar_is_compiled(engine: mmengine.Engine) -
     asyncio.run(leave())
     assert engine.stats().requests_running == 0
     assert engine.generate("Hi", of("e")).text == "e"
+
+
+def test_a_closed_engine_compiles_nothing(engine: mmengine.Engine) -> None:
+    engine.close()
+    uses = (engine.generate, engine.stream, engine.submit)
+    for params in (of("f"), of("warm"), SamplingParams(grammar="no grammar")):
+        for use in uses:
+            with pytest.raises(mmengine.EngineDeadError, match="closed"):
+                use("Hi", params)
+    assert all(one._child is None for one in engine._intake.grammars._pool._idle)
+
+
+def test_close_in_the_middle_of_a_grammar(engine: mmengine.Engine) -> None:
+    process = worker(engine)
+    process.suspend()
+    results: list[Any] = []
+
+    def ask() -> None:
+        try:
+            results.append(engine.generate("Hi", of("g")))
+        except mmengine.Error as error:
+            results.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    time.sleep(0.2)
+    engine.close()
+    thread.join(60)
+    assert [type(result) for result in results] == [mmengine.EngineDeadError]
+    assert not process.is_running()
