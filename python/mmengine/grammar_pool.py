@@ -64,10 +64,12 @@ class GrammarPool:
             return
         with self._changed:
             self._closed = True
-            processes = [*self._idle, *self._busy]
+            idle, busy = list(self._idle), list(self._busy)
+            self._idle.clear()
             self._changed.notify_all()
-        for process in processes:
+        for process in busy:
             process.close()
+        _close_all(idle, self._owner)
 
     def _take(self, ends_at: float) -> GrammarProcess:
         until = time.monotonic() + _WAIT_SECONDS
@@ -101,3 +103,4 @@ def _close_all(processes: list[GrammarProcess], owner: int) -> None:
     if owner == os.getpid():
         for process in processes:
             process.close()
+            process.release()

@@ -59,14 +59,14 @@ class GrammarProcess:
                 return answer["error"]
             except TimeoutError:
                 if self._ready:  # its answer would be taken for the next one's
-                    self._end()
+                    self.release()
                 raise
             except (OSError, ValueError):  # it died, or says nothing
                 ready = self._ready
                 if self._died_by_itself() and ready:
                     return None
             except BaseException:
-                self._end()
+                self.release()
                 raise
         what = "was ended from outside" if self.was_ready else "could not be started"
         raise ResourceError(
@@ -86,13 +86,13 @@ class GrammarProcess:
     def _prepare(self, ends_at: float) -> None:
         """Has a child that waits for a grammar. At ends_at it is left to come up."""
         if self._child is None or self._child.poll() is not None:
-            self._end()
+            self.release()
             self._child = self._open()
             if not self._closed:
                 os.set_blocking(self._stdin().fileno(), False)
                 self._send(self._first, _START_SECONDS)
         if self._closed:
-            self._end()
+            self.release()
             raise closed()
         if not self._ready:
             self._receive(_START_SECONDS, ends_at)
@@ -145,12 +145,13 @@ class GrammarProcess:
         Raises EngineDeadError where it was close().
         """
         code = 0 if self._child is None else _exit_code(self._child)
-        self._end()
+        self.release()
         if self._closed:
             raise closed()
         return code > 0 or -code in _OWN_DEATHS
 
-    def _end(self) -> None:
+    def release(self) -> None:
+        """Ends the child and closes its pipes, while nothing is compiled."""
         child, self._child = self._child, None
         self._ready = False
         if child is None:

@@ -91,13 +91,15 @@ def test_a_task_cancelled_while_a_grammar_is_compiled(engine: mmengine.Engine) -
 
 
 def test_a_closed_engine_compiles_nothing(engine: mmengine.Engine) -> None:
+    process = worker(engine)
     engine.close()
+    assert not process.is_running()
     uses = (engine.generate, engine.stream, engine.submit)
     for params in (of("f"), of("warm"), SamplingParams(grammar="no grammar")):
         for use in uses:
             with pytest.raises(mmengine.EngineDeadError, match="closed"):
                 use("Hi", params)
-    assert all(one._child is None for one in engine._intake.grammars._pool._idle)
+    assert engine._intake.grammars._pool._idle == []
 
 
 def test_close_in_the_middle_of_a_grammar(engine: mmengine.Engine) -> None:

@@ -40,6 +40,9 @@ class Held(GrammarProcess):
         self.ended = True
         self.let_go.set()
 
+    def release(self) -> None:
+        """Has no child."""
+
 
 class Work(threading.Thread):
     """Begins at once, and keeps what comes of it."""
@@ -209,3 +212,4 @@ def test_nothing_is_compiled_after_close(grammars: Grammars) -> None:
         with pytest.raises(EngineDeadError, match="closed"):
             grammars.fault(text)
     assert all(process._child is None for process in grammars._pool._idle)
+    assert not first.is_running()
