@@ -90,7 +90,8 @@ class Engine:
         max_batch: sequences computed at once; None = 16.
         max_waiting: requests that may wait to be begun, each of n answers counted; None = 16384.
             max_waiting_tokens: the tokens of their prompts together, None = no limit; a longer
-            prompt may wait alone. Beyond them a request is refused with OverloadedError.
+            prompt may wait alone. Beyond them a request is refused with OverloadedError; submit()
+            of more answers than max_waiting with RequestError.
         prefill_chunk: most prompt tokens computed in one step; None = 256.
         kv_blocks: size of the KV pool in blocks of 32 tokens; None = at most a quarter of what
             the weights leave of the memory.
@@ -159,7 +160,7 @@ class Engine:
         grammars = Grammars(self.tokenizer, self.vocab_size, (*ends, *info.eos_ids))
         self._intake = Intake(
             self._driver, self.tokenizer, self.chat_format, grammars, self.vocab_size,
-            self.max_context,
+            self.max_context, options.max_waiting or None,
         )  # fmt: skip
 
     def _check_vocabulary(self) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmengine.answer import AnswerStream
 from mmengine.batch import Batch, check_context, naming
 from mmengine.core import core_params, scoring_params
+from mmengine.errors import RequestError
 from mmengine.handle import Inbox
 from mmengine.outputs import Completion
 from mmengine.pending import PendingRequest, Results
@@ -40,6 +41,7 @@ class Intake:
     grammars: Grammars
     vocab_size: int
     max_context: int
+    max_waiting: int | None = None
 
     def one_answer(
         self, prompt: Prompt, params: SamplingParams | None, options: ChatOptions, terms: Terms
@@ -67,6 +69,7 @@ class Intake:
     ) -> PendingRequest:
         """All answers to one prompt; `owner` lives as long as this is kept."""
         made = self._prepare(prompt, params, options, terms)
+        self._check_room(made.params.n or 1)
         results = Results(made.params.n or 1)
         handles: list[Handle] = []
         try:
@@ -102,6 +105,17 @@ class Intake:
         answer = AnswerStream(None)
         inbox.handle = self.driver.submit(ids, scoring_params(), answer, inbox.put, logits=True)
         yield from inbox.logits()
+
+    def _check_room(self, n: int) -> None:
+        """Raises RequestError where n answers would never fit into the queue at once."""
+        if self.max_waiting is not None and n > self.max_waiting:
+            raise RequestError(
+                f"n: {n} answers do not fit into the queue, which max_waiting = {self.max_waiting} "
+                "bounds; ask for fewer, or use generate(), which submits them one by one",
+                where="n",
+                param="n",
+                code="out_of_range",
+            )
 
     def _prepare(
         self, prompt: Prompt, params: SamplingParams | None, options: ChatOptions, terms: Terms

@@ -62,15 +62,27 @@ async def _first(engine: mmengine.Engine) -> Any:
 def test_every_answer_counts(tiny: Tiny) -> None:
     engine, _, running = filled(tiny, max_waiting=3)
     with engine:
+        one = engine.submit(PROMPT, sampled())
         with pytest.raises(errors.OverloadedError):
-            engine.submit(PROMPT, sampled(n=4))
-        while engine.stats().requests_waiting:  # the three that were taken go with the next step
+            engine.submit(PROMPT, sampled(n=3))
+        one.cancel()
+        while engine.stats().requests_waiting:  # the two that were taken go with the next step
             time.sleep(0.001)
         fits = engine.submit(PROMPT, sampled(n=3))
         assert not running.done
         running.cancel()
         assert len(fits.result().choices) == 3
         assert len(engine.generate(PROMPT, sampled(n=3)).choices) == 3
+
+
+def test_more_answers_than_the_queue_holds(tiny: Tiny) -> None:
+    with mmengine.Engine(tiny(), device="cpu", max_batch=1, max_waiting=2) as engine:
+        with pytest.raises(errors.RequestError, match=r"n: 4 answers .* max_waiting = 2") as caught:
+            engine.submit(PROMPT, sampled(n=4))
+        assert (caught.value.param, caught.value.code) == ("n", "out_of_range")
+        assert engine.stats().prompt_tokens == 0
+        assert len(engine.generate(PROMPT, sampled(n=4)).choices) == 4
+        assert len(engine.submit(PROMPT, sampled(n=2)).result().choices) == 2
 
 
 def test_prompt_tokens_fill_the_queue(tiny: Tiny) -> None:
