@@ -28,6 +28,7 @@ class GrammarPool:
         self._changed = threading.Condition(threading.RLock())
         self._idle: list[GrammarProcess] = []  # the last one used is the next one
         self._busy: list[GrammarProcess] = []
+        self._line: list[object] = []  # who waits, in order
         self._closed = False
         self._owner = os.getpid()
         finalize(self, _close_all, self._idle, self._owner)
@@ -44,7 +45,7 @@ class GrammarPool:
             with self._changed:
                 self._busy.remove(process)
                 self._idle.append(process)
-                self._changed.notify()
+                self._changed.notify_all()
 
     def check_alive(self) -> None:
         """Raises EngineDeadError after close(), ForkError in a forked process."""
@@ -72,31 +73,39 @@ class GrammarPool:
         _close_all(idle, self._owner)
 
     def _take(self, ends_at: float) -> GrammarProcess:
-        until = time.monotonic() + _WAIT_SECONDS
         with self._changed:
-            while True:
-                self.check_alive()
-                if self._idle:
-                    process = self._idle.pop()
-                    break
-                if len(self._busy) < MAX_PROCESSES:
-                    process = self._new_process()
-                    break
-                now = time.monotonic()
-                if not all(process.was_ready for process in self._busy):
-                    until = now + _WAIT_SECONDS
-                if now >= ends_at:
-                    raise TimeoutError
-                if now >= until:
-                    raise OverloadedError(
-                        f"structured output: {len(self._busy)} other grammars are being compiled; "
-                        "try again later",
-                        where="structured output",
-                        retry_after=_WAIT_SECONDS,
-                    )
-                self._changed.wait(min(until, ends_at) - now)
+            place = object()
+            self._line.append(place)
+            try:
+                process = self._wait(place, ends_at)
+            finally:
+                self._line.remove(place)
+                self._changed.notify_all()
             self._busy.append(process)
             return process
+
+    def _wait(self, place: object, ends_at: float) -> GrammarProcess:
+        until = time.monotonic() + _WAIT_SECONDS
+        while True:
+            self.check_alive()
+            first = self._line[0] is place
+            if first and self._idle:
+                return self._idle.pop()
+            if first and len(self._busy) < MAX_PROCESSES:
+                return self._new_process()
+            now = time.monotonic()
+            if not all(process.was_ready for process in self._busy):
+                until = now + _WAIT_SECONDS
+            if now >= ends_at:
+                raise TimeoutError
+            if now >= until:
+                raise OverloadedError(
+                    f"structured output: {len(self._busy)} other grammars are being compiled; "
+                    "try again later",
+                    where="structured output",
+                    retry_after=_WAIT_SECONDS,
+                )
+            self._changed.wait(min(until, ends_at) - now)
 
 
 def _close_all(processes: list[GrammarProcess], owner: int) -> None:
