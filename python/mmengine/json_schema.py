@@ -30,7 +30,11 @@ def schema_text(schema: Any, field: str) -> str:
     """
     make = getattr(schema, "model_json_schema", None)
     if callable(make):
-        schema = make()
+        try:
+            schema = make()
+        except Exception as error:  # of a class that is not ours
+            what = f"model_json_schema() raised {type(error).__name__}, expected a JSON schema"
+            raise invalid(field, "$", what) from error
     if isinstance(schema, str):
         _check_size(schema, field)
         if depth_of(schema) > MAX_DEPTH:

@@ -326,6 +326,19 @@ def test_schemas_come_in_three_shapes() -> None:
     assert texts == {'{"type":"string"}'}
 
 
+def test_a_class_that_has_no_schema() -> None:
+    class Model:
+        @staticmethod
+        def model_json_schema() -> dict[str, Any]:
+            raise KeyError("x")
+
+    with pytest.raises(
+        RequestError, match=r"f: \$: model_json_schema\(\) raised KeyError"
+    ) as caught:
+        schema_text(Model, "f")
+    assert caught.value.code == "invalid_schema"
+
+
 def test_what_says_nothing_is_left_out() -> None:
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
