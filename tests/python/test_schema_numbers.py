@@ -67,7 +67,11 @@ def test_no_number_outside_its_bounds_is_allowed() -> None:
     "schema",
     [
         {"allOf": [{"type": "number", "exclusiveMinimum": 0}, {"maximum": 0.1}]},
-        {"$defs": {"p": {"type": "number", "exclusiveMinimum": 0}}, "$ref": "#/$defs/p", "maximum": 0.1},
+        {
+            "$defs": {"p": {"type": "number", "exclusiveMinimum": 0}},
+            "$ref": "#/$defs/p",
+            "maximum": 0.1,
+        },
         {"allOf": [{"exclusiveMaximum": 0}, {"type": "number", "minimum": -0.5}]},
     ],
 )
