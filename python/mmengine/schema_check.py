@@ -20,7 +20,7 @@ from mmengine.messages import quoted
 from mmengine.schema_disjoint import Disjointness
 from mmengine.schema_members import settle_counts
 from mmengine.schema_names import settle_names
-from mmengine.schema_numbers import narrow_bounds
+from mmengine.schema_numbers import find_inexact, narrow_bounds
 from mmengine.schema_refs import find_circle, without_values
 
 MAX_REPEAT = 1024
@@ -176,9 +176,14 @@ class _Checker:
         if not isinstance(value, list) or not 1 <= len(value) <= MAX_ENUM:
             found = f"{len(value)} values" if isinstance(value, list) else quoted(value)
             raise self._bad(where, f"{found}, expected a list of 1 to {MAX_ENUM}")
-        return value
+        return self.constant(value, where)
 
     def constant(self, value: Any, where: str) -> Any:
+        number = find_inexact(value)
+        if number is not None:
+            raise self._bad(
+                where, f"{number} is beyond 2**53, where not all numbers are told apart"
+            )
         return value
 
     def count(self, value: Any, where: str) -> int:

@@ -46,3 +46,11 @@ def narrow_bounds(schema: dict[str, Any]) -> tuple[str, str] | None:
             return low, f"{bound} lies too close to the other bound to be excluded"
         schema[low] = moved
     return None
+
+
+def find_inexact(value: Any) -> int | None:
+    """A whole number in a JSON value of bounded depth that float64 may not hold, if there is one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if abs(value) > _EXACT else None
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((found for part in inner if (found := find_inexact(part)) is not None), None)

@@ -295,7 +295,7 @@ print(grown, psutil.Process().num_threads() - threads)
 def test_create_and_close_do_not_grow(tiny: Tiny) -> None:
     grown_bytes, more_threads = map(int, run_script(GROWTH, tiny()).split())
     assert grown_bytes <= 8 * 2**20
-    assert more_threads == 0
+    assert more_threads <= 0
 
 
 # ---- fork ------------------------------------------------------------------------------------

@@ -88,6 +88,8 @@ def test_bounds_that_stand_apart(schema: dict[str, Any]) -> None:
         ({"type": "integer", "minimum": 1e19, "maximum": 1e20}, "$.minimum"),
         ({"properties": {"a": {"maximum": -(2**60)}}}, "$.properties.a.maximum"),
         ({"exclusiveMinimum": 1, "maximum": 1.0000001}, "$.exclusiveMinimum"),
+        ({"const": 2**53 + 1}, "$.const"),
+        ({"properties": {"a": {"enum": [1, {"id": [2**63 - 1]}]}}}, "$.properties.a.enum"),
     ],
 )
 def test_bounds_that_cannot_be_held_are_named(schema: dict[str, Any], place: str) -> None:
