@@ -49,7 +49,7 @@ def narrow_bounds(schema: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def find_inexact(value: Any) -> int | None:
-    """A whole number in a JSON value of bounded depth that float64 may not hold, if there is one."""
+    """A whole number in a JSON value of bounded depth that float64 may not hold, or None."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value if abs(value) > _EXACT else None
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
