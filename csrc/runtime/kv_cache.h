@@ -33,7 +33,6 @@ class KvCache {
   // rejected drafts, or all. computed is at most `tokens` then.
   void truncate(Sequence& sequence, int tokens);
   void release(Sequence& sequence) { truncate(sequence, 0); }
-  bool shares() const { return share_; }
 
   int free_blocks() const { return static_cast<int>(free_.size()); }  // hold nothing
   int cached_blocks() const { return index_.num_idle(); }             // hold a prefix of no one

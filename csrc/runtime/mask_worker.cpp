@@ -23,28 +23,28 @@ void MaskWorker::start(const Schedule& schedule) {
   if (!thread_.joinable()) thread_ = std::thread([this] { work(); });
   {
     const std::lock_guard lock(mutex_);
-    todo_ = std::move(constrained);
+    sequences_ = std::move(constrained);
   }
   changed_.notify_all();
 }
 
 void MaskWorker::wait() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return todo_.empty(); });
+  changed_.wait(lock, [this] { return sequences_.empty(); });
 }
 
 void MaskWorker::work() {
   std::unique_lock lock(mutex_);
   while (true) {
-    changed_.wait(lock, [this] { return closing_ || !todo_.empty(); });
+    changed_.wait(lock, [this] { return closing_ || !sequences_.empty(); });
     if (closing_) return;
-    lock.unlock();  // todo_ is this thread's until it is empty
-    for (Sequence* sequence : todo_) {
+    lock.unlock();  // sequences_ is this thread's until it is empty
+    for (Sequence* sequence : sequences_) {
       static const std::vector<std::int32_t> kNone;
       sequence->constraint->prepare(sequence->bans_stops() ? sequence->stop_ids : kNone);
     }
     lock.lock();
-    todo_.clear();
+    sequences_.clear();
     changed_.notify_all();
   }
 }

@@ -27,7 +27,7 @@ class MaskWorker {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::vector<Sequence*> todo_;  // not empty: the worker's turn
+  std::vector<Sequence*> sequences_;  // not empty: the worker's turn
   bool closing_ = false;
   std::thread thread_;
 };

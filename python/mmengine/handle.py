@@ -64,11 +64,7 @@ class Handle:
             return self._take(output, finish)
         # Tokens that came before the failure are delivered; a stop text in them was first.
         if not (output.token_ids and self._take(output, None)):
-            self._deliver(
-                RequestError(
-                    f"constraint: {output.error.removeprefix('constraint: ')}", code="constraint"
-                )
-            )
+            self._deliver(RequestError(f"constraint: {output.error}", code="constraint"))
         return True
 
     def _take(self, output: Any, finish: str | None) -> bool:

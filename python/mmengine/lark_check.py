@@ -83,10 +83,10 @@ def _most_repeated(rules: dict[str, _Items]) -> int:
         while path:
             current = path[-1]
             inner = {item for item, _ in rules[current] if isinstance(item, str) and item in rules}
-            todo = [one for one in inner if one not in sizes]
-            if current not in sizes and todo:
+            unknown = [one for one in inner if one not in sizes]
+            if current not in sizes and unknown:
                 sizes[current] = 1  # until it is known; what comes back here counts once
-                path += todo
+                path += unknown
                 continue
             path.pop()
             sizes[current] = max(

@@ -8,6 +8,7 @@ uses any more is closed.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -56,6 +57,14 @@ class Results:
     def has(self, at: int) -> bool:
         """Whether the first answer has a Delta `at`, or ends before it."""
         return at < len(self.deltas[0]) or self.ended()
+
+    def delta(self, at: int) -> Delta | None:
+        """What has(at) waited for: Delta `at`, or None at the end. Raises what ended the answer."""
+        if at < len(self.deltas[0]):
+            return self.deltas[0][at]
+        if self.error is not None:
+            raise self.error
+        return None
 
     @contextmanager
     def waking(self, arrived: asyncio.Event) -> Iterator[None]:
@@ -181,28 +190,24 @@ class PendingRequest:
             )
 
     def _follow(self) -> Iterator[Delta]:
-        results, at = self._results, 0
-        while True:
+        results = self._results
+        for at in itertools.count():
             self._handles[0].check_process()
             with results.changed:
                 results.changed.wait_for(partial(results.has, at))
-            if at == len(results.deltas[0]):
-                break
-            yield results.deltas[0][at]
-            at += 1
-        if results.error is not None:
-            raise results.error
+            delta = results.delta(at)
+            if delta is None:
+                return
+            yield delta
 
     async def _follow_async(self) -> AsyncIterator[Delta]:
-        results, at = self._results, 0
-        while True:
+        results = self._results
+        for at in itertools.count():
             await self._until(partial(results.has, at))
-            if at == len(results.deltas[0]):
-                break
-            yield results.deltas[0][at]
-            at += 1
-        if results.error is not None:
-            raise results.error
+            delta = results.delta(at)
+            if delta is None:
+                return
+            yield delta
 
     async def _result_async(self) -> Completion | ChatReply:
         await self._until(self._results.ended)

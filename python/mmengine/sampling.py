@@ -219,8 +219,13 @@ def _stop_ids(ids: Any) -> tuple[int, ...]:
         return ()
     if isinstance(ids, str | bytes) or not hasattr(ids, "__len__"):
         raise _wrong_type("stop_token_ids", ids, "a list of token ids")
-    checked = [_integer("stop_token_ids", index, 0, _INT_MAX, 0) for index in ids]
-    return tuple(index for index in checked if index is not None)
+    checked = []
+    for given in ids:
+        index = _integer("stop_token_ids", given, 0, _INT_MAX, None)
+        if index is None:
+            raise _wrong_type("stop_token_ids", given, "token ids")
+        checked.append(index)
+    return tuple(checked)
 
 
 def _grammar_text(field: str, text: Any) -> str | None:

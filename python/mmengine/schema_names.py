@@ -152,12 +152,12 @@ def _parts(
     starts += [[refs[index]]] if index in refs else []
     for start in starts:
         seen: dict[int, None] = {}
-        todo = [id(inner) for inner in start if isinstance(inner, dict)]
-        while todo:
-            current = todo.pop()
+        waiting = [id(inner) for inner in start if isinstance(inner, dict)]
+        while waiting:
+            current = waiting.pop()
             if current not in seen:
                 seen[current] = None
-                todo += same_value(current, refs, by_id)
+                waiting += same_value(current, refs, by_id)
         found = [one for one in seen if one in open_ones]
         if found:
             yield found

@@ -74,12 +74,12 @@ def _with_ending_values(refs: Mapping[int, Any], by_id: Mapping[int, _Schema]) -
     for index, schema in by_id.items():
         for inner in _inner(schema, refs.get(index)):
             users[id(inner)].append(index)
-    todo = deque(by_id)
-    while todo:
-        index = todo.popleft()
+    waiting = deque(by_id)
+    while waiting:
+        index = waiting.popleft()
         if index not in ending and _ends(by_id[index], refs.get(index, True), ending):
             ending.add(index)
-            todo += users[index]
+            waiting += users[index]
     return ending
 
 

@@ -109,7 +109,7 @@ def response_text_form(response_format: Any) -> TextForm | None:
     _only(given, ("name", "description", "schema", "strict"), field)
     if not isinstance(given.get("name", ""), str):
         raise _wrong(f"{field}.name", "expected a text")
-    if given.get("strict") not in (None, True, False):
+    if not isinstance(given.get("strict"), bool | None):
         raise _wrong(f"{field}.strict", "expected true or false")
     if "schema" not in given:
         raise _wrong(f"{field}.schema", "missing, expected a JSON schema")
@@ -123,7 +123,7 @@ def tool_form(choice: Any, tools: Sequence[Mapping[str, Any]] | None) -> ToolFor
     field = "tool_choice"
     places = {f"tools[{j}]": tool["function"] for j, tool in enumerate(tools or ())}
     for place, tool in places.items():
-        if tool.get("strict") not in (None, True, False):
+        if not isinstance(tool.get("strict"), bool | None):
             raise _wrong(f"{place}.function.strict", "expected true or false")
     if choice in (None, "auto", "none"):
         return ToolForm("auto", places) if places and choice != "none" else None

@@ -57,10 +57,17 @@ class GrammarConstraint:
 
     def accept(self, token: int) -> bool:
         """Goes on by one token; false, and nothing changes, where the grammar does not allow it."""
+        if not self._take(token):
+            return False
+        if self._known and self._known[0] == token:
+            self._known.popleft()
+        else:
+            self._known.clear()
+        return True
+
+    def _take(self, token: int) -> bool:
         if self._ended:
             return False
-        if self._known and self._known.popleft() != token:
-            self._known.clear()
         if token in self._ends and self._matcher.is_accepting():
             self._ended = 0 if self._hides_ends else 1
             return self._ended == 1

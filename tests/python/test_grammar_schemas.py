@@ -15,10 +15,8 @@ from mmengine.grammars import Grammars
 from mmengine.json_schema import schema_text
 from mmengine.structured import TextForm, make_constraint
 from support.constrained import closing_ids, draw_answer
-from support.schemas import RECURSIVE, SCHEMAS
+from support.schemas import CHECKER, RECURSIVE, SCHEMAS
 from test_mistral_tokenizer import small
-
-CHECKER = jsonschema.FormatChecker(["email", "ipv4", "ipv6", "uuid"])
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jsonschema
 from hypothesis import strategies as st
 
 Schema = dict[str, Any]
+
+CHECKER = jsonschema.FormatChecker(["email", "ipv4", "ipv6", "uuid"])  # those it needs no more for
 
 NAMES = ("a", "b", "name", "x y", "\u00e9t\u00e9", 'q"uote', "$ref", "type")
 PATTERNS = (
