@@ -55,11 +55,15 @@ enum class RowOrder : std::uint8_t { half_split, interleaved };
 
 struct HostWeight {  // the parts of one packed weight: q, k, v or gate, up or a single matrix
   struct Part {
-    HostTensor weight;        // [rows, k] f32, bf16, f16 or e4m3
-    HostTensor weight_scale;  // of e4m3: f32 or bf16, one or [rows]; value = code * scale
-    HostTensor input_scale;   // f32 or bf16, one: of InputQuant::fixed
+    // [rows, k] f32, bf16, f16, e4m3 or i8 (codes of int8), or u8 (int4) [rows, 16 groups]: byte j
+    // of a group holds element j in its low half, element j + 16 in its high one.
+    HostTensor weight;
+    // Of e4m3: f32 or bf16, one or [rows], or none; of i8 and u8: f16 [rows, groups].
+    HostTensor weight_scale;
+    HostTensor weight_min;   // of u8: f16 [rows, groups]
+    HostTensor input_scale;  // f32 or bf16, one: of InputQuant::fixed
     RowOrder rows = RowOrder::half_split;
-    TensorSource source, weight_scale_source, input_scale_source;
+    TensorSource source, weight_scale_source, weight_min_source, input_scale_source;
   };
   std::vector<Part> parts;
   InputQuant quant = InputQuant::none;  // other than none: all parts and the format are e4m3
@@ -93,11 +97,12 @@ class Backend {
   virtual double measure_multiply_peak() = 0;
 
   // Converts to spec.format, reorders rotary rows and packs into target (packed_bytes). To fp8:
-  // scale = max|row| / 448 (1 for a row of zeros), code = e4m3(w / scale). Parts that quantise
-  // their common input by different fixed scales get the largest, which clips none (model-spec
-  // 2.4). Throws Error{model_format, "non_finite"} naming source and element unless
-  // allow_nonfinite, in which case NaN and infinity reach the outputs they belong to;
-  // Error{model_format, "scale"} for a scale that is not positive.
+  // scale = max|row| / 448 (1 for a row of zeros), code = e4m3(w / scale). To int8 and
+  // int4: group_codes.h. Parts that quantise their common input by different fixed scales get the
+  // largest, which clips none (model-spec 2.4). Throws Error{model_format, "non_finite"} naming
+  // source and element unless allow_nonfinite, in which case NaN and infinity reach the outputs
+  // they belong to; Error{model_format, "scale"} for a scale that is not positive, or that f16
+  // cannot hold.
   Weight pack(const HostWeight& host, const WeightSpec& spec, TensorView target);
 
   void copy_blocks(const CopyBlocksParams& p);

@@ -106,6 +106,9 @@ void gather_row(const Weight& table, std::int64_t id, float* out) {
         return e4m3_to_f32(code) / cpu::kScaleFactor * scale;
       });
     }
+    case WeightFormat::int8:
+    case WeightFormat::int4:
+      break;
   }
 }
 

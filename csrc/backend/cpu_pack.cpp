@@ -122,6 +122,9 @@ void interleave(const Rows& rows, std::int64_t k, std::byte* block) {
       return interleave(rows, k, reinterpret_cast<std::uint16_t*>(block));
     case WeightFormat::fp8:
       return interleave(rows, k, reinterpret_cast<std::uint8_t*>(block));
+    case WeightFormat::int8:
+    case WeightFormat::int4:
+      break;
   }
 }
 

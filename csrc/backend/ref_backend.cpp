@@ -22,6 +22,18 @@ std::size_t data_bytes(const WeightSpec& spec) {  // scales start on a cache lin
   return (count * element_bytes(spec.format) + 63) / 64 * 64;
 }
 
+void pack_groups(const RowReader& reader, const HostWeight& host, const Weight& weight) {
+  std::vector<float> buffer;
+  for (std::int64_t n = 0; n < weight.spec.n; ++n) {
+    const ref::GroupRow row = ref::group_row(weight, n);
+    const GroupCodes out{const_cast<std::uint8_t*>(row.codes),
+                         const_cast<std::uint16_t*>(row.scales),
+                         const_cast<std::uint16_t*>(row.minima)};
+    reader.read_groups(n, out, buffer);
+    if (host.on_read) host.on_read(reader.stored_row_bytes(n));
+  }
+}
+
 TensorView row_of(TensorView view, std::int64_t r) { return view.rows(r, 1); }
 
 void quantise_rows(TensorView x, const Weight& consumer, float* scale) {
@@ -48,6 +60,7 @@ void norm_rows(TensorView x, const std::int32_t* rows, const Norm& norm, const W
 }  // namespace
 
 std::size_t RefTraits::packed_bytes(const WeightSpec& spec) const {
+  if (has_groups(spec.format)) return ref::group_bytes(spec);
   const auto rows = static_cast<std::size_t>(spec.n);
   return data_bytes(spec) + (spec.format == WeightFormat::fp8 ? rows * sizeof(float) : 0);
 }
@@ -112,6 +125,10 @@ Weight RefBackend::do_pack(const HostWeight& host, const WeightSpec& spec, Tenso
   const RowReader reader(host, spec);
   Weight weight = reader.weight();
   weight.data = target.data;
+  if (has_groups(spec.format)) {
+    pack_groups(reader, host, weight);
+    return weight;
+  }
   auto* scales = reinterpret_cast<float*>(target.as<std::byte>() + data_bytes(spec));
   if (spec.format == WeightFormat::fp8) weight.scales = scales;
   std::vector<float> buffer;

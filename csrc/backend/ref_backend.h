@@ -7,7 +7,7 @@
 
 namespace mmengine {
 
-class RefTraits final : public BackendTraits {  // row-major weights, then f32 scales (fp8)
+class RefTraits final : public BackendTraits {  // row-major weights, then their scales
  public:
   int block_tokens() const override { return 32; }
   std::size_t packed_bytes(const WeightSpec&) const override;

@@ -5,94 +5,15 @@
 #include <cstring>
 #include <limits>
 
+#include "backend/group_codes.h"
+#include "backend/part_checks.h"
+#include "backend/row_values.h"
 #include "base/check.h"
 
 namespace mmengine {
 namespace {
 
 using Part = HostWeight::Part;
-
-void check_part(const Part& part, const WeightSpec& spec) {
-  const HostTensor& w = part.weight;
-  MM_CHECK(w.data != nullptr && w.shape.rank == 2 && w.shape[1] == spec.k && w.shape[0] > 0, "pack",
-           part.source.text(), ": expected shape [rows, ", spec.k, "], got [", w.shape[0], ", ",
-           w.shape[1], "]");
-  MM_CHECK(w.dtype == DType::f32 || w.dtype == DType::bf16 || w.dtype == DType::f16 ||
-               w.dtype == DType::e4m3,
-           "pack", part.source.text(), ": expected f32, bf16, f16 or e4m3, got ",
-           dtype_name(w.dtype));
-  if (part.weight_scale) {
-    const HostTensor& s = part.weight_scale;
-    const std::int64_t count = s.shape.count();
-    MM_CHECK(w.dtype == DType::e4m3, "pack", part.source.text(),
-             ": weight_scale: expected none for ", dtype_name(w.dtype), ", got one");
-    MM_CHECK(s.dtype == DType::f32 || s.dtype == DType::bf16, "pack", part.source.text(),
-             ": weight_scale: expected f32 or bf16, got ", dtype_name(s.dtype));
-    MM_CHECK(count == 1 || count == w.shape[0], "pack", part.source.text(),
-             ": weight_scale: expected 1 or ", w.shape[0], " elements, got ", count);
-  }
-  if (part.rows == RowOrder::interleaved) {
-    MM_CHECK(spec.role == Role::qkv_proj && spec.head_dim > 0 && spec.head_dim % 2 == 0 &&
-                 w.shape[0] % spec.head_dim == 0,
-             "pack", part.source.text(),
-             ": interleaved rows: expected whole heads of even width, got ", w.shape[0],
-             " rows, head_dim ", spec.head_dim);
-  }
-}
-
-[[noreturn]] void not_finite(const Part& part, const std::string& element, float value) {
-  throw Error(ErrorCode::model_format, part.source.text(),
-              str(element, ": expected a finite number, got ", value,
-                  "; the file is damaged, or pass allow_nonfinite"),
-              {.reason = "non_finite", .file = part.source.file, .tensor = part.source.tensor});
-}
-
-void check_finite(const Part& part, std::int64_t row, const std::vector<float>& values) {
-  for (std::size_t k = 0; k < values.size(); ++k) {
-    if (!std::isfinite(values[k])) not_finite(part, str("element [", row, ", ", k, "]"), values[k]);
-  }
-}
-
-// Of the file, or what the packed weight makes of it: that carries a factor of 256.
-void check_scale(const TensorSource& source, float value, std::int64_t i, bool zero_allowed) {
-  const bool positive = zero_allowed ? value >= 0 : value > 0;
-  if (positive && std::isfinite(value * 256)) return;
-  throw Error(ErrorCode::model_format, source.text(),
-              str("element [", i, "]: expected a finite number ", zero_allowed ? ">= 0" : "> 0",
-                  ", got ", value, "; the file is damaged, download it again"),
-              {.reason = std::isfinite(value) ? "scale" : "non_finite",
-               .file = source.file,
-               .tensor = source.tensor});
-}
-
-// A scale of one row may be 0, when the row is; one for the whole matrix may not.
-void check_weight_scales(const Part& part, float input_scale, bool allow_nonfinite) {
-  const std::int64_t count = part.weight_scale ? part.weight_scale.shape.count() : 0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const float value = read_element(part.weight_scale, i);
-    if (allow_nonfinite && !std::isfinite(value)) continue;
-    check_scale(part.weight_scale_source, value, i, count > 1);
-    if (std::isfinite(value * 256 * input_scale)) continue;
-    throw Error(ErrorCode::model_format, part.weight_scale_source.text(),
-                str("element [", i, "]: ", value, " times the activation scale ", input_scale,
-                    " is no finite number; the file is damaged, download it again"),
-                {.reason = "scale",
-                 .file = part.weight_scale_source.file,
-                 .tensor = part.weight_scale_source.tensor});
-  }
-}
-
-float largest_input_scale(const HostWeight& host) {
-  float largest = 0;
-  for (const Part& part : host.parts) {
-    MM_CHECK(part.input_scale && part.input_scale.shape.count() == 1, "pack", part.source.text(),
-             ": input_scale: expected one element");
-    const float value = read_element(part.input_scale, 0);
-    check_scale(part.input_scale_source, value, 0, false);
-    largest = std::max(largest, value);
-  }
-  return largest;
-}
 
 bool as_stored(DType dtype, WeightFormat format) {
   switch (format) {
@@ -102,30 +23,12 @@ bool as_stored(DType dtype, WeightFormat format) {
       return dtype == DType::bf16;
     case WeightFormat::fp8:
       return dtype == DType::e4m3;
+    case WeightFormat::int8:
+      return dtype == DType::i8;
+    case WeightFormat::int4:
+      return dtype == DType::u8;
   }
   return false;
-}
-
-// Signed and of one width, so that a vector unit compares many at once.
-template <class Int>
-bool none_above(const void* data, std::size_t count, Int magnitude, Int finite) {
-  const auto* bits = static_cast<const Int*>(data);
-  Int above = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    above = static_cast<Int>(above | ((bits[i] & magnitude) > finite ? -1 : 0));
-  }
-  return above == 0;
-}
-
-bool all_finite(const void* data, std::size_t count, DType dtype) {
-  switch (dtype) {
-    case DType::f32:
-      return none_above<std::int32_t>(data, count, 0x7fffffff, 0x7f7fffff);
-    case DType::bf16:
-      return none_above<std::int16_t>(data, count, 0x7fff, 0x7f7f);
-    default:
-      return none_above<std::int8_t>(data, count, 0x7f, 0x7e);
-  }
 }
 
 // Codes <- the row times 1 / scale; returns the scale. A row that is not finite keeps no detail.
@@ -151,6 +54,19 @@ float quantise(const std::vector<float>& values, std::uint8_t* codes) {
   return scale;
 }
 
+// Of e4m3 weights that have one; groups have their own.
+float row_scale(const Part& part, std::int64_t row) {
+  if (part.weight.dtype != DType::e4m3 || !part.weight_scale) return 1.0f;
+  return read_element(part.weight_scale, part.weight_scale.shape.count() == 1 ? 0 : row);
+}
+
+constexpr std::uint16_t kHalfNaN = 0x7e00;
+bool has_stored_groups(const Part& part) {
+  return part.weight.dtype == DType::i8 || part.weight.dtype == DType::u8;
+}
+
+bool not_finite(std::uint16_t half) { return (half & 0x7c00u) == 0x7c00u; }
+
 }  // namespace
 
 RowReader::RowReader(const HostWeight& host, const WeightSpec& spec)
@@ -175,9 +91,9 @@ RowReader::RowReader(const HostWeight& host, const WeightSpec& spec)
            first_row_[1], " of ", spec.n);
   MM_CHECK(host.quant == InputQuant::none || spec.format == WeightFormat::fp8, "pack",
            host.parts[0].source.text(), ": expected format fp8 for an input that is quantised");
-  if (host.quant == InputQuant::fixed) weight_.input_scale = largest_input_scale(host);
+  if (host.quant == InputQuant::fixed) weight_.input_scale = checked_input_scale(host);
   for (const Part& part : host.parts) {
-    check_weight_scales(part, weight_.input_scale, host.allow_nonfinite);
+    check_row_scales(part, weight_.input_scale, host.allow_nonfinite);
   }
 }
 
@@ -187,11 +103,11 @@ std::size_t RowReader::part_of(std::int64_t row) const {
 }
 
 std::size_t RowReader::stored_row_bytes(std::int64_t row) const {
-  const DType dtype = host_.parts[part_of(row)].weight.dtype;
-  return static_cast<std::size_t>(spec_.k) * dtype_bytes(dtype);
+  const HostTensor& weight = host_.parts[part_of(row)].weight;
+  return static_cast<std::size_t>(weight.shape[1]) * dtype_bytes(weight.dtype);
 }
 
-float RowReader::read(std::int64_t row, void* out, std::vector<float>& buffer) const {
+RowReader::StoredRow RowReader::find(std::int64_t row) const {
   const std::size_t index = part_of(row);
   const Part& part = host_.parts[index];
   row -= first_row_[index];
@@ -199,31 +115,40 @@ float RowReader::read(std::int64_t row, void* out, std::vector<float>& buffer) c
     const std::int64_t half = spec_.head_dim / 2, j = row % spec_.head_dim;
     row += (j < half ? 2 * j : 2 * (j - half) + 1) - j;
   }
+  return {part, row};
+}
 
-  const HostTensor& weight = part.weight;
-  float scale = 1.0f;
-  if (part.weight_scale) {
-    scale = read_element(part.weight_scale, part.weight_scale.shape.count() == 1 ? 0 : row);
+void RowReader::read_scaled(const StoredRow& stored, float scale,
+                            std::vector<float>& values) const {
+  const auto& [part, row] = stored;
+  if (!host_.allow_nonfinite && has_stored_groups(part)) {
+    check_stored_groups(part, row, num_groups(spec_.k));
   }
-  scale *= weight_.input_scale;
+  values.resize(static_cast<std::size_t>(spec_.k));
+  read_values(part, row, spec_.k, values.data());
+  if (!host_.allow_nonfinite) check_finite(part, row, values);
+  if (scale == 1.0f) return;
+  for (float& v : values) v *= scale;
+  if (!host_.allow_nonfinite) check_finite(part, row, values);
+}
+
+float RowReader::read(std::int64_t row, void* out, std::vector<float>& buffer) const {
+  const StoredRow stored = find(row);
+  const HostTensor& weight = stored.part.weight;
+  float scale = row_scale(stored.part, stored.row) * weight_.input_scale;
   const auto width = static_cast<std::size_t>(spec_.k);
   if (as_stored(weight.dtype, spec_.format)) {
     const std::size_t bytes = width * dtype_bytes(weight.dtype);
-    const std::byte* stored =
-        static_cast<const std::byte*>(weight.data) + static_cast<std::size_t>(row) * bytes;
-    std::memcpy(out, stored, bytes);
+    const std::byte* data =
+        static_cast<const std::byte*>(weight.data) + static_cast<std::size_t>(stored.row) * bytes;
+    std::memcpy(out, data, bytes);
     if (all_finite(out, width, weight.dtype)) return scale;  // else name the element
   }
-  buffer.resize(width);
-  for (std::size_t k = 0; k < width; ++k) {
-    buffer[k] = read_element(weight, row * spec_.k + static_cast<std::int64_t>(k));
-  }
-  if (!host_.allow_nonfinite) check_finite(part, row, buffer);
-
   if (spec_.format == WeightFormat::fp8) {
     auto* codes = static_cast<std::uint8_t*>(out);
+    read_scaled(stored, 1.0f, buffer);
     if (weight.dtype != DType::e4m3) return quantise(buffer, codes);
-    std::memcpy(codes, static_cast<const std::uint8_t*>(weight.data) + row * spec_.k, width);
+    // Copied above, but for NaN codes.
     for (std::size_t k = 0; k < width; ++k) {
       if (!std::isnan(buffer[k])) continue;
       codes[k] = 0;
@@ -231,18 +156,57 @@ float RowReader::read(std::int64_t row, void* out, std::vector<float>& buffer) c
     }
     return scale;
   }
-  for (float& v : buffer) v *= scale;
+  read_scaled(stored, scale, buffer);
   if (spec_.format == WeightFormat::f32) {
     std::memcpy(out, buffer.data(), width * sizeof(float));
-  } else {
-    auto* bits = static_cast<std::uint16_t*>(out);
-    for (float& v : buffer) {
-      *bits = f32_to_bf16(v);
-      v = bf16_to_f32(*bits++);
-    }
+    return 1.0f;
   }
-  if (!host_.allow_nonfinite) check_finite(part, row, buffer);
+  auto* bits = static_cast<std::uint16_t*>(out);
+  for (float& v : buffer) {
+    *bits = f32_to_bf16(v);
+    v = bf16_to_f32(*bits++);
+  }
+  if (!host_.allow_nonfinite) check_finite(stored.part, stored.row, buffer);
   return 1.0f;
+}
+
+void RowReader::copy_groups(const StoredRow& stored, const GroupCodes& out) const {
+  const auto& [part, row] = stored;
+  const std::int64_t groups = num_groups(spec_.k);
+  if (!host_.allow_nonfinite) check_stored_groups(part, row, groups);
+  if (part.weight.dtype == DType::i8) check_int8_codes(part, row, spec_.k);
+  read_codes(part, row, spec_.k, out.codes);
+  const auto bytes = static_cast<std::size_t>(groups) * sizeof(std::uint16_t);
+  const auto copy = [&](const HostTensor& from, std::uint16_t* to) {
+    std::memcpy(to,
+                static_cast<const std::byte*>(from.data) + static_cast<std::size_t>(row) * bytes,
+                bytes);
+  };
+  copy(part.weight_scale, out.scales);
+  if (out.minima != nullptr) copy(part.weight_min, out.minima);
+  for (std::int64_t g = 0; g < groups; ++g) {
+    const bool minimum = out.minima != nullptr && not_finite(out.minima[g]);
+    if (!not_finite(out.scales[g]) && !minimum) continue;
+    std::fill_n(out.codes + g * kGroup, kGroup, std::uint8_t{0});
+    out.scales[g] = kHalfNaN;
+    if (out.minima != nullptr) out.minima[g] = 0;
+  }
+}
+
+void RowReader::read_groups(std::int64_t row, const GroupCodes& out,
+                            std::vector<float>& buffer) const {
+  const StoredRow stored = find(row);
+  if (as_stored(stored.part.weight.dtype, spec_.format)) return copy_groups(stored, out);
+  read_scaled(stored, row_scale(stored.part, stored.row), buffer);
+  const bool int4 = spec_.format == WeightFormat::int4;
+  for (std::int64_t g = 0; g < num_groups(spec_.k); ++g) {
+    const std::int64_t first = g * kGroup, count = std::min(kGroup, spec_.k - first);
+    const GroupScale made =
+        (int4 ? quantise_int4 : quantise_int8)(buffer.data() + first, count, out.codes + first);
+    check_group_scale(stored.part, stored.row, g, spec_.format, made);
+    out.scales[g] = made.scale;
+    if (int4) out.minima[g] = made.min;
+  }
 }
 
 }  // namespace mmengine

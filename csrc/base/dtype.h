@@ -11,7 +11,7 @@
 
 namespace mmengine {
 
-enum class DType : std::uint8_t { f32, bf16, f16, e4m3, u8, u16, i32, u32, i64 };
+enum class DType : std::uint8_t { f32, bf16, f16, e4m3, i8, u8, u16, i32, u32, i64 };
 
 constexpr std::size_t dtype_bytes(DType t) {
   switch (t) {
@@ -26,6 +26,7 @@ constexpr std::size_t dtype_bytes(DType t) {
     case DType::u16:
       return 2;
     case DType::e4m3:
+    case DType::i8:
     case DType::u8:
       return 1;
   }
@@ -33,7 +34,8 @@ constexpr std::size_t dtype_bytes(DType t) {
 }
 
 constexpr const char* dtype_name(DType t) {
-  constexpr const char* names[] = {"f32", "bf16", "f16", "e4m3", "u8", "u16", "i32", "u32", "i64"};
+  constexpr const char* names[] = {"f32", "bf16", "f16", "e4m3", "i8",
+                                   "u8",  "u16",  "i32", "u32",  "i64"};
   return names[static_cast<int>(t)];
 }
 
@@ -56,6 +58,20 @@ inline float f16_to_f32(std::uint16_t bits) {
   // The exponent moves from bias 15 to bias 127 by a multiplication, which also normalises.
   const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
   return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(scaled));
+}
+
+// More than the largest f16 becomes infinity; NaN stays NaN.
+inline std::uint16_t f32_to_f16(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
+  if (magnitude >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);
+  if (magnitude < 0x38800000u) {  // subnormal: beside 0.5 the last bit counts 2^-24
+    const float beside = std::bit_cast<float>(magnitude) + 0.5f;
+    return static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(beside) - 0x3f000000u));
+  }
+  const std::uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
+  return static_cast<std::uint16_t>(sign | ((rounded - ((127u - 15u) << 23)) >> 13));
 }
 
 inline float e4m3_to_f32(std::uint8_t bits) {

@@ -32,7 +32,19 @@ struct StepLimits {  // the largest step; every fixed address and every buffer i
 // ---- weights -------------------------------------------------------------------------------
 
 enum class Role : std::uint8_t { embed, qkv_proj, o_proj, gate_up_proj, down_proj, lm_head };
-enum class WeightFormat : std::uint8_t { f32, bf16, fp8 };  // fp8: e4m3, one f32 scale per row
+// fp8: e4m3 codes, one f32 scale per row.
+// int8, int4: every kGroup weights along k share an f16 scale d, and of int4 an f16 minimum m:
+//   int8: w = d code, codes -127 .. 127        int4: w = d code + m, codes 0 .. 15
+// The input is quantised in the same groups as part of the multiplication, whatever the number of
+// rows (kernels/ref/launch.h); producers write f32 for it, InputQuant stays none.
+enum class WeightFormat : std::uint8_t { f32, bf16, fp8, int8, int4 };
+
+constexpr std::int64_t kGroup = 32;  // the last group of a row is padded with zeros
+
+constexpr std::int64_t num_groups(std::int64_t k) { return (k + kGroup - 1) / kGroup; }
+constexpr bool has_groups(WeightFormat format) {
+  return format == WeightFormat::int8 || format == WeightFormat::int4;
+}
 
 struct WeightSpec {  // from the config alone: enough to compute packed bytes
   Role role = Role::o_proj;
@@ -55,7 +67,7 @@ struct Weight {  // the metadata is public, the layout behind `data` is the back
   InputQuant quant = InputQuant::none;
   float input_scale = 1;  // of InputQuant::fixed
   const void* data = nullptr;
-  const float* scales = nullptr;  // [n], or null: none
+  const float* scales = nullptr;  // [n] of fp8, else null; those of groups lie in data
 };
 
 struct Norm {

@@ -26,7 +26,7 @@ using Ints = py::array_t<std::int32_t, py::array::c_style>;
 using Floats = py::array_t<float, py::array::c_style>;
 
 DType dtype_of(const std::string& name) {
-  for (DType t : {DType::f32, DType::bf16, DType::f16, DType::e4m3}) {
+  for (DType t : {DType::f32, DType::bf16, DType::f16, DType::e4m3, DType::i8, DType::u8}) {
     if (name == dtype_name(t)) return t;
   }
   throw py::value_error("unknown dtype " + name);
@@ -51,6 +51,8 @@ WeightFormat format_of(const std::string& name) {
   if (name == "f32") return WeightFormat::f32;
   if (name == "bf16") return WeightFormat::bf16;
   if (name == "fp8") return WeightFormat::fp8;
+  if (name == "int8") return WeightFormat::int8;
+  if (name == "int4") return WeightFormat::int4;
   throw py::value_error("unknown format " + name);
 }
 
@@ -121,12 +123,14 @@ class TestBackend {
                                             {rows, rows, logits_rows, context}, threads());
   }
 
-  // parts: (array of bits, dtype, scale array or None, interleaved)
-  using Part = std::tuple<py::array, std::string, std::optional<Floats>, bool>;
+  // parts: (array of bits, dtype, array of scales or None, interleaved). Of i8 and u8 the scales
+  // are f16 [rows, groups] as bits; minima: those of each part of u8; k: the width of u8.
+  using Part = std::tuple<py::array, std::string, std::optional<py::array>, bool>;
   std::unique_ptr<PackedWeight> pack(const std::vector<Part>& parts, const std::string& role,
                                      const std::string& format, std::int64_t head_dim,
                                      bool allow_nonfinite, const std::string& quant,
-                                     const std::vector<float>& input_scales) {
+                                     const std::vector<float>& input_scales,
+                                     const std::vector<py::array>& minima, std::int64_t k) {
     HostWeight host;
     host.allow_nonfinite = allow_nonfinite;
     host.quant = quant_of(quant);
@@ -140,7 +144,15 @@ class TestBackend {
     for (const auto& [array, dtype, scale, interleaved] : parts) {
       HostWeight::Part part;
       part.weight = {array.data(), dtype_of(dtype), {array.shape(0), array.shape(1)}};
-      if (scale) part.weight_scale = {scale->data(), DType::f32, {scale->size()}};
+      if (scale && scale->ndim() == 2) {
+        part.weight_scale = {scale->data(), DType::f16, {scale->shape(0), scale->shape(1)}};
+      } else if (scale) {
+        part.weight_scale = {scale->data(), DType::f32, {scale->size()}};
+      }
+      if (!minima.empty()) {
+        const py::array& min = minima.at(host.parts.size());
+        part.weight_min = {min.data(), DType::f16, {min.shape(0), min.shape(1)}};
+      }
       if (!input_scales.empty()) {
         part.input_scale = {&input_scales.at(host.parts.size()), DType::f32, {1}};
       }
@@ -148,10 +160,11 @@ class TestBackend {
       part.source = {"model.safetensors", "part" + std::to_string(host.parts.size())};
       const std::string& name = part.source.tensor;
       part.weight_scale_source = {"model.safetensors", name + ".weight_scale"};
+      part.weight_min_source = {"model.safetensors", name + ".weight_min"};
       part.input_scale_source = {"model.safetensors", name + ".input_scale"};
       host.parts.push_back(part);
       spec.n += array.shape(0);
-      spec.k = array.shape(1);
+      spec.k = k > 0 ? k : array.shape(1);
     }
     const std::size_t bytes = backend_->traits().packed_bytes(spec), guard = 64;
     auto packed = std::make_unique<PackedWeight>();
@@ -163,8 +176,9 @@ class TestBackend {
     for (std::size_t i = bytes; i < bytes + guard; ++i) {
       MM_CHECK(data[i] == 0xa5, "pack", "wrote byte ", i, " of ", bytes);
     }
+    const HostTensor& weight = host.parts[0].weight;
     const auto first =
-        static_cast<std::size_t>(spec.n * spec.k) * dtype_bytes(host.parts[0].weight.dtype);
+        static_cast<std::size_t>(spec.n * weight.shape[1]) * dtype_bytes(weight.dtype);
     MM_CHECK(read == first, "pack", "on_read: expected ", first, " bytes, got ", read);
     return packed;
   }
@@ -440,7 +454,8 @@ PYBIND11_MODULE(MM_MODULE, m) {
       .def("scratch_bytes", &TestBackend::scratch_bytes)
       .def("pack", &TestBackend::pack, py::arg("parts"), py::arg("role"), py::arg("format"),
            py::arg("head_dim") = 0, py::arg("allow_nonfinite") = false, py::arg("quant") = "none",
-           py::arg("input_scales") = std::vector<float>{})
+           py::arg("input_scales") = std::vector<float>{},
+           py::arg("minima") = std::vector<py::array>{}, py::arg("k") = 0)
       .def("kv", &TestBackend::kv)
       .def("begin", &TestBackend::begin)
       .def("embed", &TestBackend::embed)

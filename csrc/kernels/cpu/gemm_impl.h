@@ -117,6 +117,9 @@ void gemm_tile(const GemmTile& g) {
       return tile<std::uint16_t>(g);
     case WeightFormat::fp8:
       return tile<std::uint8_t>(g);
+    case WeightFormat::int8:
+    case WeightFormat::int4:
+      break;
   }
 }
 

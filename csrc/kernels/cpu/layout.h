@@ -58,6 +58,9 @@ constexpr std::int64_t weight_slot(WeightFormat format, std::int64_t lane) {
       return lane / 16 * 16 + lane % 8 * 2 + lane / 8 % 2;
     case WeightFormat::fp8:
       return lane % 16 * 2 + lane / 16;
+    case WeightFormat::int8:
+    case WeightFormat::int4:
+      break;
   }
   return lane;
 }

@@ -16,11 +16,20 @@ float weight_element(const Weight& weight, std::int64_t row, std::int64_t k) {
       return bf16_to_f32(static_cast<const std::uint16_t*>(weight.data)[i]);
     case WeightFormat::fp8:
       return e4m3_to_f32(static_cast<const std::uint8_t*>(weight.data)[i]);
+    case WeightFormat::int8: {
+      const GroupRow r = group_row(weight, row);
+      return f16_to_f32(r.scales[k / kGroup]) * static_cast<std::int8_t>(r.codes[k]);
+    }
+    case WeightFormat::int4: {
+      const GroupRow r = group_row(weight, row);
+      return f16_to_f32(r.scales[k / kGroup]) * r.codes[k] + f16_to_f32(r.minima[k / kGroup]);
+    }
   }
   return 0;
 }
 
 void gemm(TensorView x, const float* x_scale, const Weight& weight, TensorView out) {
+  if (has_groups(weight.spec.format)) return gemm_groups(x, weight, out);
   for (std::int64_t m = 0; m < x.shape[0]; ++m) {
     const float* row = x.as<float>() + m * x.row_stride;
     for (std::int64_t n = 0; n < weight.spec.n; ++n) {

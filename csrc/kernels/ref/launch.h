@@ -23,11 +23,34 @@ float quantise_input(float* x, std::int64_t n, const Weight& consumer);
 
 // ---- weights -------------------------------------------------------------------------------
 
-// Element [row, k] of a row-major matrix, without its row scale.
+// Element [row, k] of a row-major matrix: without its row scale, with the scale of its group.
 float weight_element(const Weight& weight, std::int64_t row, std::int64_t k);
 // out[m, n] = (x_scale[m] scale[n]) * sum_k x[m, k] w[n, k]: ONE chain of fused multiply-adds in
 // ascending k that starts from 0. x_scale may be null: 1.
+// Of int8 and int4 the product of codes, group by group: gemm_groups.
 void gemm(TensorView x, const float* x_scale, const Weight& weight, TensorView out);
+
+// ---- weights in groups ---------------------------------------------------------------------
+
+// Row-major like the rest: codes [n, groups * kGroup], one a byte (int8: signed); then scales
+// [n, groups] as f16; then, of int4, minima [n, groups] as f16.
+struct GroupRow {
+  const std::uint8_t* codes;
+  const std::uint16_t* scales;
+  const std::uint16_t* minima;  // null for int8
+};
+std::size_t group_bytes(const WeightSpec& spec);
+GroupRow group_row(const Weight& weight, std::int64_t row);
+
+// Codes of count <= kGroup values, kGroup of them: those beyond count are 0. Returns the scale s.
+//   a = max|x|, s = a / 127, code = x * (127 / a) rounded, ties to even, clamped to +-127
+//   a < 2^-100: s = 0, codes 0;  a NaN or an infinity in x: s = NaN, codes 0
+float quantise_group(const float* x, std::int64_t count, std::int8_t* codes);
+// out[m, n], a chain over the groups g in ascending order that starts from 0, with the codes c and
+// the scales s of the row of x, the codes, scales d and minima m of the row of the weight:
+//   sum = fma(float(sum c_w c), d s, sum), then for int4: sum = fma(m, s float(sum c), sum)
+// Sums of codes are exact.
+void gemm_groups(TensorView x, const Weight& weight, TensorView out);
 
 // ---- a step --------------------------------------------------------------------------------
 
