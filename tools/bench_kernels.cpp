@@ -1,6 +1,6 @@
 // Speed of the cpu backend's product: GB/s of packed weights and GFLOPS per shape, format and
 // number of rows, each as a share of what this machine was measured to read and to multiply.
-// Usage: bench_kernels [threads]. Best of several runs; weights are cold (many copies in a row).
+// Usage: bench_kernels [threads [format [rows]]]. Best of several runs; weights are cold (many copies in a row).
 // With one thread the clock is the process's own processor time, which neighbours disturb less.
 #include <time.h>
 
@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <iomanip>
 #include <iostream>
+#include <string>
 #include <vector>
 
 #include "backend/backend.h"
@@ -54,12 +55,18 @@ int main(int argc, char** argv) {
   const int threads = backend->threads();
   const double bandwidth = backend->measure_read_bandwidth();
   const double peak = backend->measure_multiply_peak();
+  const double int8_peak = backend->measure_int8_peak();
   std::cout << backend->describe() << ": reads " << bandwidth / 1e9 << " GB/s, multiplies "
-            << peak / 1e9 << " GFLOPS in registers\n";
+            << peak / 1e9 << " GFLOPS (f32) and " << int8_peak / 1e9
+            << " GOPS (int8) in registers\n";
   Buffer scratch = backend->allocate(64 << 20);
   backend->set_scratch({scratch.data(), DType::u8, {64 << 20}, 1});
-  const char* names[] = {"f32", "bf16", "fp8"};
-  for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::fp8}) {
+  const char* names[] = {"f32", "bf16", "fp8", "int8", "int4"};
+  const std::string only_format = argc > 2 ? argv[2] : "";
+  const int only_rows = argc > 3 ? std::atoi(argv[3]) : 0;
+  for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::fp8,
+                              WeightFormat::int8, WeightFormat::int4}) {
+    if (!only_format.empty() && only_format != names[static_cast<int>(format)]) continue;
     for (const Shape2 shape : {Shape2{576, 1536}, {1536, 576}, {3072, 576}, {49152, 576}}) {
       const WeightSpec spec{Role::down_proj, shape.n, shape.k, format, 0};
       const std::size_t bytes = backend->traits().packed_bytes(spec);
@@ -78,6 +85,7 @@ int main(int argc, char** argv) {
             backend->pack(host, spec, {data, DType::u8, {static_cast<std::int64_t>(bytes)}, 1}));
       }
       for (int rows : {1, 2, 3, 4, 8, 16, 64, 512}) {
+        if (only_rows != 0 && only_rows != rows) continue;
         Matrix x(rows, shape.k), residual(rows, shape.n);
         Step step;
         step.rows = rows;
@@ -96,7 +104,8 @@ int main(int argc, char** argv) {
                   << shape.n << ", " << shape.k << "] rows " << rows << ": " << best * 1e6
                   << " us, " << static_cast<double>(bytes) / best / 1e9 << " GB/s ("
                   << static_cast<double>(bytes) / best / bandwidth * 100 << " %), "
-                  << flops / best / 1e9 << " GFLOPS (" << flops / best / peak * 100 << " %)\n";
+                  << flops / best / 1e9 << " GFLOPS ("
+                  << flops / best / (has_groups(format) ? int8_peak : peak) * 100 << " %)\n";
       }
     }
   }

@@ -351,7 +351,8 @@ def headers_alone(root: Path) -> Iterator[Breach]:
     for _, name in files(root, "include csrc", ".h"):
         options = ["-std=c++17"] if name.startswith("include/") else list(core)
         if name.startswith("csrc/kernels/cpu/"):
-            options += ["-mavx2", "-mfma", "-mf16c"]
+            options += ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq"]
+            options += ["-mavx512vl", "-mavx512vnni"]
             options.append('-DMM_SIMD="kernels/cpu/simd_scalar.h"')  # of what a *_impl.h is made
         jobs.append((name, options))
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -449,6 +449,7 @@ int Engine::threads() const { return live().threads; }
 
 double Engine::measure_read_bandwidth() { return live().measure(&Backend::measure_read_bandwidth); }
 double Engine::measure_multiply_peak() { return live().measure(&Backend::measure_multiply_peak); }
+double Engine::measure_int8_peak() { return live().measure(&Backend::measure_int8_peak); }
 
 void Engine::close() {
   if (!impl_ || impl_->process != ::getpid()) return;

@@ -75,7 +75,8 @@ struct HostWeight {  // the parts of one packed weight: q, k, v or gate, up or a
 struct BackendOptions {
   BackendKind kind = BackendKind::cpu;
   int threads = 0;  // 0 = the processors this process may use
-  // cpu: "" = the best that this machine has; "scalar", "avx2" ask for one (tests compare them).
+  // cpu: "" = the best that this machine has; "scalar", "avx2", "avx512" ask for
+  // one (tests compare them).
   std::string instruction_set;
 };
 
@@ -95,6 +96,8 @@ class Backend {
   // Floating point operations per second of all threads together, multiply-adds of f32 in registers
   // counted twice; a fraction of a second.
   virtual double measure_multiply_peak() = 0;
+  // The same of products of 8-bit integers that are summed up.
+  virtual double measure_int8_peak() = 0;
 
   // Converts to spec.format, reorders rotary rows and packs into target (packed_bytes). To fp8:
   // scale = max|row| / 448 (1 for a row of zeros), code = e4m3(w / scale). To int8 and

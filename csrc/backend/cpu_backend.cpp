@@ -9,7 +9,9 @@
 
 #include "backend/best_rate.h"
 #include "backend/cpu_attention.h"
+#include "backend/cpu_gemm.h"
 #include "backend/cpu_pack.h"
+#include "backend/cpu_pack_groups.h"
 #include "base/check.h"
 #include "base/memory.h"
 
@@ -17,23 +19,6 @@ namespace mmengine {
 namespace {
 
 using cpu::kBlockRows;
-
-// Scratch of GEMM tasks: per thread a tile of sums and a widened panel.
-struct GemmScratch {
-  std::int64_t tile_floats, panel_floats;
-  float *tiles, *panels;
-  GemmScratch(Carver& carver, std::int64_t rows, int threads)
-      : tile_floats(std::min<std::int64_t>(rows, cpu::kTaskRows) * kBlockRows),
-        panel_floats(cpu::kPanelFloats),
-        tiles(carver.floats(tile_floats * threads)),
-        panels(carver.floats(panel_floats * threads)) {}
-};
-
-// Rows are shared out in equal groups, whole register tiles of 6 as far as possible.
-std::int64_t group_rows(std::int64_t rows) {
-  const std::int64_t groups = (rows + cpu::kTaskRows - 1) / cpu::kTaskRows;
-  return std::min<std::int64_t>(cpu::round_up((rows + groups - 1) / groups, 6), cpu::kTaskRows);
-}
 
 template <class T>
 void store_head(const KvView& kv, std::byte* head, std::int64_t slot, const float* k,
@@ -108,7 +93,7 @@ void gather_row(const Weight& table, std::int64_t id, float* out) {
     }
     case WeightFormat::int8:
     case WeightFormat::int4:
-      break;
+      return cpu_gather_groups(table, id, out);
   }
 }
 
@@ -132,7 +117,9 @@ std::size_t CpuTraits::scratch_bytes(const ModelShape& shape, const StepLimits& 
   linear.matrix(rows, shape.hidden_size);
   linear.floats(rows);
   linear.matrix(rows, (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim);
-  GemmScratch(linear, rows, threads);
+  const std::int64_t widest =
+      std::max({shape.hidden_size, shape.intermediate_size, shape.num_heads * shape.head_dim});
+  GemmScratch(linear, rows, num_groups(widest), threads);
   Carver attention;
   AttentionScratch(attention, shape.num_heads, shape.num_kv_heads, shape.head_dim, limits.rows,
                    limits.context_tokens, threads);
@@ -182,16 +169,24 @@ double CpuBackend::measure_read_bandwidth() {
   return best;
 }
 
-double CpuBackend::measure_multiply_peak() {
+double CpuBackend::measure_peak(float (*multiply)(std::int64_t loops), double ops) {
   const auto threads = static_cast<std::size_t>(pool_.threads());
   const double loops_per_s = best_rate([&](std::int64_t loops) {
     std::vector<float> results(threads);
-    pool_.run([&](int t) { results[static_cast<std::size_t>(t)] = kernels_.multiply(loops); });
+    pool_.run([&](int t) { results[static_cast<std::size_t>(t)] = multiply(loops); });
     for (float result : results) {
-      MM_CHECK(result > 0, "measure_multiply_peak", "expected a positive sum, got ", result);
+      MM_CHECK(result > 0, "measure_peak", "expected a positive result, got ", result);
     }
   });
-  return loops_per_s * cpu::kMultiplyFlops * static_cast<double>(threads);
+  return loops_per_s * ops * static_cast<double>(threads);
+}
+
+double CpuBackend::measure_multiply_peak() {
+  return measure_peak(kernels_.multiply, kernels_.multiply_flops);
+}
+
+double CpuBackend::measure_int8_peak() {
+  return measure_peak(kernels_.multiply_bytes, kernels_.multiply_bytes_ops);
 }
 
 Weight CpuBackend::do_pack(const HostWeight& host, const WeightSpec& spec, TensorView target) {
@@ -246,24 +241,7 @@ void CpuBackend::norm_rows(TensorView x, const std::int32_t* rows, const Norm& n
 
 template <class Epilogue>
 void CpuBackend::gemm(TensorView x, const Weight& weight, Carver& carver, Epilogue&& epilogue) {
-  const std::int64_t rows = x.shape[0];
-  if (rows == 0) return;
-  const GemmScratch scratch(carver, rows, threads());
-  const std::int64_t per_group = group_rows(rows);
-  const std::int64_t groups = (rows + per_group - 1) / per_group;
-  const std::int64_t blocks = cpu::packed_rows(weight.spec) / kBlockRows;
-  pool_.parallel_for(groups * blocks, [&](std::int64_t begin, std::int64_t end, int thread) {
-    for (std::int64_t task = begin; task < end; ++task) {
-      const std::int64_t block = task % blocks, first = task / blocks * per_group;
-      const int count = static_cast<int>(std::min(per_group, rows - first));
-      float* tile = scratch.tiles + thread * scratch.tile_floats;
-      kernels_.gemm_tile(
-          {row_of(x, first), x.row_stride, count, weight.spec.k,
-           static_cast<const std::byte*>(weight.data) + block * cpu::block_bytes(weight.spec),
-           weight.spec.format, scratch.panels + thread * scratch.panel_floats, tile});
-      epilogue(block, first, count, static_cast<const float*>(tile));
-    }
-  });
+  cpu_gemm(x, weight, kernels_, pool_, carver, epilogue);
 }
 
 namespace {

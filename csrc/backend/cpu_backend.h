@@ -33,6 +33,7 @@ class CpuBackend final : public Backend {
   void download(void* host, const void* device, std::size_t bytes) override;
   double measure_read_bandwidth() override;
   double measure_multiply_peak() override;
+  double measure_int8_peak() override;
 
  private:
   Weight do_pack(const HostWeight&, const WeightSpec&, TensorView) override;
@@ -47,6 +48,7 @@ class CpuBackend final : public Backend {
   void do_sample(const SampleParams&) override;
   void do_accept(const AcceptParams&) override;
 
+  double measure_peak(float (*multiply)(std::int64_t loops), double ops);
   // In place: as the consumer wants its input; scale[row] is written where each row has its own.
   void quantise_row(float* x, const Weight& consumer, float* scale) const;
   void quantise_rows(TensorView x, const Weight& consumer, float* scale);

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "backend/cpu_pack_groups.h"
 #include "backend/row_reader.h"
 #include "kernels/cpu/layout.h"
 
@@ -124,7 +125,7 @@ void interleave(const Rows& rows, std::int64_t k, std::byte* block) {
       return interleave(rows, k, reinterpret_cast<std::uint8_t*>(block));
     case WeightFormat::int8:
     case WeightFormat::int4:
-      break;
+      return;  // cpu_pack_groups
   }
 }
 
@@ -135,6 +136,10 @@ Weight cpu_pack(const HostWeight& host, const WeightSpec& spec, TensorView targe
   const RowReader reader(host, spec);
   Weight weight = reader.weight();
   weight.data = target.data;
+  if (has_groups(spec.format)) {
+    cpu_pack_groups(host, reader, spec, target, pool);
+    return weight;
+  }
   auto* scales = reinterpret_cast<float*>(target.as<std::byte>() + cpu::data_bytes(spec));
   if (spec.format == WeightFormat::fp8) weight.scales = scales;
 

@@ -121,6 +121,22 @@ double RefBackend::measure_multiply_peak() {
   return loops_per_s * 2 * kChains;
 }
 
+double RefBackend::measure_int8_peak() {
+  constexpr int kChains = 8;
+  std::uint32_t chains[kChains] = {};
+  const double loops_per_s = best_rate([&chains](std::int64_t loops) {
+    for (std::int64_t i = 0; i < loops; ++i) {
+      for (std::uint32_t& chain : chains) {
+        chain += static_cast<std::uint8_t>(i) * static_cast<std::uint8_t>(chain | 1u);
+      }
+    }
+  });
+  const auto seen =
+      std::count_if(std::begin(chains), std::end(chains), [](auto c) { return c > 0; });
+  MM_CHECK(seen > 0, "measure_int8_peak", "expected sums of products, got 0");
+  return loops_per_s * 2 * kChains;
+}
+
 Weight RefBackend::do_pack(const HostWeight& host, const WeightSpec& spec, TensorView target) {
   const RowReader reader(host, spec);
   Weight weight = reader.weight();

@@ -26,6 +26,7 @@ class RefBackend final : public Backend {
   void download(void* host, const void* device, std::size_t bytes) override;
   double measure_read_bandwidth() override;
   double measure_multiply_peak() override;
+  double measure_int8_peak() override;
 
  private:
   Weight do_pack(const HostWeight&, const WeightSpec&, TensorView) override;

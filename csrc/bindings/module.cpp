@@ -121,6 +121,10 @@ class PyEngine {
     const py::gil_scoped_release release;
     return engine_.measure_multiply_peak();
   }
+  double measure_int8_peak() {
+    const py::gil_scoped_release release;
+    return engine_.measure_int8_peak();
+  }
 
   Engine& engine() { return engine_; }
 
@@ -327,5 +331,6 @@ PYBIND11_MODULE(_core, m) {
       .def("threads", [](PyEngine& e) { return e.engine().threads(); })
       .def("measure_read_bandwidth", &PyEngine::measure_read_bandwidth)
       .def("measure_multiply_peak", &PyEngine::measure_multiply_peak)
+      .def("measure_int8_peak", &PyEngine::measure_int8_peak)
       .def("close", &PyEngine::close);
 }

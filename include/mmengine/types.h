@@ -35,7 +35,8 @@ struct EngineOptions {
   std::optional<std::uint64_t> seed;    // of requests without a seed; absent = from the system
   bool prefix_cache = true;             // the KV of a prompt's beginning is computed once
   bool allow_nonfinite = false;         // load weights that hold NaN or infinity
-  std::string instruction_set;          // cpu: "" = the best of this machine | "scalar" | "avx2"
+  // cpu: "" = the best of this machine | "scalar" | "avx2" | "avx512"; results are the same bits
+  std::string instruction_set;
   std::function<void(double fraction)> progress;  // while loading; may throw to stop
 };
 

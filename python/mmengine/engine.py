@@ -366,6 +366,10 @@ class Engine:
         """
         return self._driver.call(self._core.measure_multiply_peak)
 
+    def measure_int8_peak(self) -> float:
+        """The same of 8-bit integers: the limit of int8 and int4 weights."""
+        return self._driver.call(self._core.measure_int8_peak)
+
     def close(self) -> None:
         """Frees the model. Idempotent, any thread; waiting requests raise EngineDeadError."""
         self._close()

@@ -230,6 +230,7 @@ def test_the_machine_is_measured_while_others_generate(tiny: Tiny) -> None:
         next(stream)
         assert engine.measure_read_bandwidth() > 0
         assert engine.measure_multiply_peak() > 0
+        assert engine.measure_int8_peak() > 0
         assert sum(len(delta.token_ids) for delta in stream) == 1999
 
 

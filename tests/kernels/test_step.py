@@ -165,6 +165,7 @@ def test_machines_are_measured(name: str) -> None:
     backend = native.Backend(name, 2)
     assert 0 < backend.measure_read_bandwidth() < 1e15
     assert 0 < backend.measure_multiply_peak() < 1e18
+    assert 0 < backend.measure_int8_peak() < 1e18
 
 
 def test_describe() -> None:

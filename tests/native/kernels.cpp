@@ -115,6 +115,7 @@ class TestBackend {
   int block_tokens() const { return backend_->traits().block_tokens(); }
   double bandwidth() { return backend_->measure_read_bandwidth(); }
   double multiply_peak() { return backend_->measure_multiply_peak(); }
+  double int8_peak() { return backend_->measure_int8_peak(); }
 
   std::size_t scratch_bytes(std::int64_t hidden, std::int64_t intermediate, std::int64_t heads,
                             std::int64_t kv_heads, std::int64_t head_dim, int rows, int logits_rows,
@@ -450,6 +451,7 @@ PYBIND11_MODULE(MM_MODULE, m) {
       .def_property_readonly("block_tokens", &TestBackend::block_tokens)
       .def("measure_read_bandwidth", &TestBackend::bandwidth)
       .def("measure_multiply_peak", &TestBackend::multiply_peak)
+      .def("measure_int8_peak", &TestBackend::int8_peak)
       .def("scratch", &TestBackend::scratch)
       .def("scratch_bytes", &TestBackend::scratch_bytes)
       .def("pack", &TestBackend::pack, py::arg("parts"), py::arg("role"), py::arg("format"),

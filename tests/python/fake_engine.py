@@ -135,6 +135,9 @@ class FakeEngine:
     def measure_multiply_peak(self):
         return 2e9
 
+    def measure_int8_peak(self):
+        return 8e9
+
     def stats(self):
         """Of an engine that made as many steps as it was asked, 2 + 8 ms each."""
         self.asked += 1

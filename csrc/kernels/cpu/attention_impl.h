@@ -50,15 +50,15 @@ inline void soften(const AttendSpan& s, int query, std::int64_t n, std::int64_t 
   s.state.sum[query] += sum(total);
 }
 
-template <class T, int V>
+template <class T, int Columns>
 inline void add_strip(const AttendSpan& s, const T* values, int query, int count, std::int64_t n,
                       std::int64_t width, std::int64_t column) {
-  const Rows<T, V> b{values + column, width};
+  const Rows<T, Columns> b{values + column, width};
   const float* weights = s.scores + query * kBlockTokens;
   float* out = s.state.values + query * width + column;
-  if (count == 3) multiply<3, V>(weights, kBlockTokens, b, n, out, width, true);
-  if (count == 2) multiply<2, V>(weights, kBlockTokens, b, n, out, width, true);
-  if (count == 1) multiply<1, V>(weights, kBlockTokens, b, n, out, width, true);
+  if (count == 3) multiply<3>(weights, kBlockTokens, b, n, out, width, true);
+  if (count == 2) multiply<2>(weights, kBlockTokens, b, n, out, width, true);
+  if (count == 1) multiply<1>(weights, kBlockTokens, b, n, out, width, true);
 }
 
 // values[query ..] += weights times V over n positions; `count` queries that see equally many.
@@ -67,22 +67,22 @@ inline void add_values(const AttendSpan& s, const T* values, int query, int coun
                        std::int64_t width) {
   std::int64_t column = 0;
   for (; column + 32 <= width; column += 32) {
-    add_strip<T, 4>(s, values, query, count, n, width, column);
+    add_strip<T, 32>(s, values, query, count, n, width, column);
   }
   for (; column + 16 <= width; column += 16) {
-    add_strip<T, 2>(s, values, query, count, n, width, column);
+    add_strip<T, 16>(s, values, query, count, n, width, column);
   }
-  for (; column < width; column += 8) add_strip<T, 1>(s, values, query, count, n, width, column);
+  for (; column < width; column += 8) add_strip<T, 8>(s, values, query, count, n, width, column);
 }
 
 template <class T>
 inline void score(const AttendSpan& s, const T* keys, int query, int count) {
-  const Rows<T, 4> b{keys, kBlockTokens};
+  const Rows<T, kBlockTokens> b{keys, kBlockTokens};
   const float* q = s.q + query * s.head_dim;
   float* out = s.scores + query * kBlockTokens;
-  if (count == 3) multiply<3, 4>(q, s.head_dim, b, s.head_dim, out, kBlockTokens, false);
-  if (count == 2) multiply<2, 4>(q, s.head_dim, b, s.head_dim, out, kBlockTokens, false);
-  if (count == 1) multiply<1, 4>(q, s.head_dim, b, s.head_dim, out, kBlockTokens, false);
+  if (count == 3) multiply<3>(q, s.head_dim, b, s.head_dim, out, kBlockTokens, false);
+  if (count == 2) multiply<2>(q, s.head_dim, b, s.head_dim, out, kBlockTokens, false);
+  if (count == 1) multiply<1>(q, s.head_dim, b, s.head_dim, out, kBlockTokens, false);
 }
 
 // The K of a block, then the V of its first n positions, as f32: each code is widened once for all

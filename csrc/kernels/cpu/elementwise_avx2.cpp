@@ -7,14 +7,31 @@ namespace mmengine::cpu {
 namespace avx2 {
 
 void gemm_tile(const GemmTile&);
+void round_groups(const float*, std::int64_t, const GroupRow&);
+void group_tile(const GroupTile&);
+float multiply_bytes(std::int64_t);
 void attend_span(const AttendSpan&);
 void merge(const SoftmaxState&, const SoftmaxState&, int, std::int64_t);
 
 }  // namespace avx2
 
-const Kernels kAvx2Kernels = {"avx2",         avx2::gemm_tile,    avx2::attend_span,
-                              avx2::merge,    avx2::rms_norm,     avx2::silu_mul,
-                              avx2::quantise, avx2::quantise_row, avx2::exp_all,
-                              avx2::read,     avx2::multiply};
+const Kernels kAvx2Kernels = {
+    .name = "avx2",
+    .gemm_tile = avx2::gemm_tile,
+    .round_groups = avx2::round_groups,
+    .group_tile = avx2::group_tile,
+    .attend_span = avx2::attend_span,
+    .merge = avx2::merge,
+    .rms_norm = avx2::rms_norm,
+    .silu_mul = avx2::silu_mul,
+    .quantise = avx2::quantise,
+    .quantise_row = avx2::quantise_row,
+    .exp = avx2::exp_all,
+    .read = avx2::read,
+    .multiply = avx2::multiply,
+    .multiply_flops = 2.0 * avx2::kWideLanes * kMultiplyChains,
+    .multiply_bytes = avx2::multiply_bytes,
+    .multiply_bytes_ops = 2.0 * 4 * avx2::kWideLanes * kMultiplyChains,
+};
 
 }  // namespace mmengine::cpu

@@ -76,29 +76,32 @@ void exp_all(const float* x, std::int64_t n, float* out) {
 
 std::uint64_t read(const void* data, std::size_t bytes) {
   const float* p = static_cast<const float*>(data);
-  F8 sums[8] = {zero(), zero(), zero(), zero(), zero(), zero(), zero(), zero()};
-  for (std::size_t i = 0; i + 64 <= bytes / sizeof(float); i += 64) {
+  constexpr std::size_t kAtOnce = 8;
+  Wide sums[kAtOnce];
+  for (Wide& s : sums) s = zero_of<Wide>();
+  for (std::size_t i = 0; i + kAtOnce * 16 <= bytes / sizeof(float); i += kAtOnce * kWideLanes) {
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) {
-      if (j % 2 == 0) prefetch(p + i + 8 * j + 1024);
-      sums[j] = sums[j] + load(p + i + 8 * j);
+    for (std::size_t j = 0; j < kAtOnce; ++j) {
+      const float* at = p + i + j * kWideLanes;
+      if (j * kWideLanes % 16 == 0) prefetch(at + 1024);
+      sums[j] = sums[j] + load_of<Wide>(at);
     }
   }
   float total = 0;
-  for (const F8& s : sums) total += sum(s);
+  for (const Wide& s : sums) total += sum(s);
   return total == 0 ? 0 : 1;
 }
 
 float multiply(std::int64_t loops) {
-  F8 chains[kMultiplyChains];
-  for (int j = 0; j < kMultiplyChains; ++j) chains[j] = splat(static_cast<float>(j));
-  const F8 factor = splat(0.5f), step = splat(1.0f);  // all of them tend to 2
+  Wide chains[kMultiplyChains];
+  for (int j = 0; j < kMultiplyChains; ++j) chains[j] = splat_of<Wide>(static_cast<float>(j));
+  const Wide factor = splat_of<Wide>(0.5f), step = splat_of<Wide>(1.0f);  // all tend to 2
   for (std::int64_t i = 0; i < loops; ++i) {
 #pragma GCC unroll 12
     for (int j = 0; j < kMultiplyChains; ++j) chains[j] = fma(chains[j], factor, step);
   }
-  F8 total = zero();
-  for (const F8& chain : chains) total = total + chain;
+  Wide total = zero_of<Wide>();
+  for (const Wide& chain : chains) total = total + chain;
   return sum(total);
 }
 

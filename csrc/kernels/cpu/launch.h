@@ -15,7 +15,7 @@ namespace mmengine::cpu {
 // Most rows of one GEMM task: its activations stay in the second-level cache while a panel of
 // weights passes.
 constexpr int kTaskRows = 192;
-constexpr std::int64_t kPanelDepth = 256;
+constexpr std::int64_t kPanelDepth = 128;
 constexpr std::int64_t kPanelFloats = kBlockRows * kPanelDepth;
 constexpr std::int64_t kTileFloats = kTaskRows * kBlockRows;
 // Softmax partials start afresh at every multiple of this many positions and are merged in order,
@@ -31,6 +31,28 @@ struct GemmTile {  // out[rows, 32] = x[rows, k] times one packed block, without
   WeightFormat format;
   float* panel;  // [kPanelFloats] scratch
   float* out;    // [rows, 32]
+};
+
+struct GroupRow {        // a row of x in groups (params.h)
+  std::int8_t* codes;    // [groups * kGroup]
+  float* scales;         // [groups]
+  float* sums;           // [groups] scale * sum of codes
+  std::int32_t* starts;  // [groups] -128 * sum of codes: what the + 128 of int8 codes adds
+};
+
+// Row `row` of rows that lie one behind the other.
+static inline GroupRow row_of(const GroupRow& first, std::int64_t row, std::int64_t groups) {
+  return {first.codes + row * groups * kGroup, first.scales + row * groups,
+          first.sums + row * groups, first.starts + row * groups};
+}
+
+struct GroupTile {  // out[rows, 32] = rows of x times one packed block of int8 or int4
+  GroupRow x;       // the first row; the others lie behind, each array for itself
+  int rows;
+  std::int64_t groups;
+  const void* block;
+  WeightFormat format;
+  float* out;  // [rows, 32]
 };
 
 struct SoftmaxState {  // of `queries` queries
@@ -56,11 +78,12 @@ struct AttendSpan {             // state = softmax partials over the positions o
 };
 
 constexpr int kMultiplyChains = 12;  // more than the latency of a multiply-add covers
-constexpr double kMultiplyFlops = 2.0 * 8 * kMultiplyChains;
 
 struct Kernels {
   const char* name;
   void (*gemm_tile)(const GemmTile&);
+  void (*round_groups)(const float* x, std::int64_t k, const GroupRow& out);
+  void (*group_tile)(const GroupTile&);
   void (*attend_span)(const AttendSpan&);
   // into = into and then part, in this order of positions
   void (*merge)(const SoftmaxState& into, const SoftmaxState& part, int queries,
@@ -75,12 +98,17 @@ struct Kernels {
   float (*quantise_row)(float* x, std::int64_t n);
   void (*exp)(const float* x, std::int64_t n, float* out);
   std::uint64_t (*read)(const void* data, std::size_t bytes);  // any function of all bytes
-  // kMultiplyFlops in each loop, all in registers; any function of the results.
+  // multiply_flops in each loop, all in registers; any positive function of the results.
   float (*multiply)(std::int64_t loops);
+  double multiply_flops;
+  // The same of products of bytes that are summed up: multiply_bytes_ops in each loop.
+  float (*multiply_bytes)(std::int64_t loops);
+  double multiply_bytes_ops;
 };
 
 extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
 
 // Levels this machine can run, worst first.
 std::vector<const Kernels*> supported_kernels();

@@ -3,6 +3,10 @@
 //   weights: blocks of 32 rows; per k the 32 weights of the block side by side, in the order in
 //            which one load and a few shifts widen them (weight_slot); rows padded with zeros
 //   scales:  f32 behind the data (fp8), one per packed row, times 256 (kScaleFactor)
+//   groups:  (int8, int4) in a block one group of k after another: the codes of 4 k of all rows,
+//            the next 4 k, .., then the 32 f16 scales, then of int4 the 32 minima. Of 4 k: int8
+//            [32 rows, 4] as code + 128; int4 [16 rows, 4], row i in the low and row 16 + i in the
+//            high half of a byte
 //   gate_up: a block holds 16 gate rows and the 16 up rows that belong to them
 //   KV:      per block and head K as [head_dim, 32 positions], then V as [32 positions, head_dim
 //            padded to 8]
@@ -27,8 +31,16 @@ static constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-constexpr std::int64_t format_bytes(WeightFormat format) {
+constexpr std::int64_t format_bytes(WeightFormat format) {  // of one weight that has no group
   return format == WeightFormat::f32 ? 4 : format == WeightFormat::bf16 ? 2 : 1;
+}
+
+// Of one group of a block: its codes, and with scales and minima.
+constexpr std::int64_t group_code_bytes(WeightFormat format) {
+  return kBlockRows * kGroup / (format == WeightFormat::int4 ? 2 : 1);
+}
+constexpr std::int64_t group_bytes(WeightFormat format) {
+  return group_code_bytes(format) + kBlockRows * (format == WeightFormat::int4 ? 4 : 2);
 }
 
 // Rows of the packed matrix, padding included.
@@ -48,24 +60,25 @@ constexpr std::int64_t source_row(const WeightSpec& spec, std::int64_t block, st
   return row >= size ? -1 : lane < half ? row : size + row;
 }
 
-// Where among the 32 weights of one k lane `lane` lies. fp8: 16 words, low bytes lanes 0..15;
-// bf16: 2 x 8 double words, low halves lanes 0..7 and 16..23.
+// Where among the 32 weights of one k lane `lane` lies. fp8: 16 words, bf16: 16 double words, with
+// lanes 0..15 in their low halves.
 constexpr std::int64_t weight_slot(WeightFormat format, std::int64_t lane) {
   switch (format) {
     case WeightFormat::f32:
       return lane;
     case WeightFormat::bf16:
-      return lane / 16 * 16 + lane % 8 * 2 + lane / 8 % 2;
+      return lane % 16 * 2 + lane / 16;
     case WeightFormat::fp8:
       return lane % 16 * 2 + lane / 16;
     case WeightFormat::int8:
     case WeightFormat::int4:
-      break;
+      break;  // see groups above
   }
   return lane;
 }
 
 constexpr std::int64_t block_bytes(const WeightSpec& spec) {
+  if (has_groups(spec.format)) return num_groups(spec.k) * group_bytes(spec.format);
   return kBlockRows * spec.k * format_bytes(spec.format);
 }
 

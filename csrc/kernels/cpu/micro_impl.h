@@ -5,19 +5,23 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include MM_SIMD
 
 namespace mmengine::cpu::MM_LEVEL {
 
-// Strips of B: load V vectors of row k. T is float or std::uint16_t (bf16).
-template <class T, int V>
+// Strips of B: row k of `Columns` columns as vectors. T is float or std::uint16_t (bf16).
+template <class T, int Columns>
 struct Rows {
+  using Vector = std::conditional_t<Columns % kWideLanes == 0, Wide, F8>;
+  static constexpr int kLanesOf = Columns % kWideLanes == 0 ? kWideLanes : 8;
+  static constexpr int kVectors = Columns / kLanesOf;
   const T* data;
   std::ptrdiff_t stride;
-  void operator()(std::int64_t k, F8* w) const {
+  void operator()(std::int64_t k, Vector* w) const {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) w[v] = load(data + k * stride + 8 * v);
+    for (int v = 0; v < kVectors; ++v) w[v] = load_of<Vector>(data + k * stride + kLanesOf * v);
   }
 };
 
@@ -27,8 +31,11 @@ constexpr std::size_t kPrefetchBytes = 4096;
 
 template <class T>
 struct Packed {
+  using Vector = Wide;
+  static constexpr int kLanesOf = kWideLanes;
+  static constexpr int kVectors = 32 / kWideLanes;
   const T* data;
-  void operator()(std::int64_t k, F8* w) const {
+  void operator()(std::int64_t k, Vector* w) const {
     const T* row = data + k * 32;
     for (std::size_t i = 0; i < 32 * sizeof(T); i += 64) {
       prefetch(reinterpret_cast<const char*>(row) + kPrefetchBytes + i);
@@ -37,31 +44,35 @@ struct Packed {
   }
 };
 
-// c[r, 8 V] (+)= sum over ascending k of a[r, k] b[k, 8 V], one chain per element.
-template <int R, int V, class Strip>
+// c[r, columns of b] (+)= sum over ascending k of a[r, k] b[k, column], one chain per element.
+template <int R, class Strip>
 inline void multiply(const float* a, std::ptrdiff_t a_stride, Strip b, std::int64_t depth, float* c,
                      std::ptrdiff_t c_stride, bool accumulate) {
-  F8 sum[R][V];
-#pragma GCC unroll 8
+  using V = typename Strip::Vector;
+  constexpr int kVectors = Strip::kVectors, kLanesOf = Strip::kLanesOf;
+  V sum[R][kVectors];
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[r][v] = accumulate ? load(c + r * c_stride + 8 * v) : zero();
+    for (int v = 0; v < kVectors; ++v) {
+      sum[r][v] = accumulate ? load_of<V>(c + r * c_stride + kLanesOf * v) : zero_of<V>();
+    }
   }
 #pragma GCC unroll 2
   for (std::int64_t k = 0; k < depth; ++k) {
-    F8 w[V];
+    V w[kVectors];
     b(k, w);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const F8 x = splat(a[r * a_stride + k]);
+      const V x = splat_of<V>(a[r * a_stride + k]);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] = fma(x, w[v], sum[r][v]);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = fma(x, w[v], sum[r][v]);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(c + r * c_stride + 8 * v, sum[r][v]);
+    for (int v = 0; v < kVectors; ++v) store(c + r * c_stride + kLanesOf * v, sum[r][v]);
   }
 }
 

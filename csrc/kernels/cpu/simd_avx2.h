@@ -1,82 +1,29 @@
-// F8: eight f32 lanes in a 256-bit register. Same interface and same bits as simd_scalar.h.
-// Included only by *_avx2.cpp; everything here lives in a namespace of its own, so that no function
-// compiled with AVX2 is ever chosen by the linker for another level.
+// The level of AVX2, FMA and F16C: products are made eight lanes wide.
 #pragma once
-
-#include <immintrin.h>
-
-#include <cstdint>
 
 #define MM_LEVEL avx2
 
+#include "kernels/cpu/simd_x86.h"
+#include "kernels/params.h"
+
 namespace mmengine::cpu::avx2 {
 
-struct F8 {
-  __m256 v;
-};
+using Wide = F8;
+constexpr int kWideLanes = 8;
+constexpr int kTileRows = 6;  // 6 rows x 16 columns of sums fill 12 of 16 registers
+constexpr int kStripColumns = 16;
 
-inline F8 zero() { return {_mm256_setzero_ps()}; }
-inline F8 splat(float x) { return {_mm256_set1_ps(x)}; }
-inline F8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
-inline void store(float* p, F8 a) { _mm256_storeu_ps(p, a.v); }
-inline F8 load(const std::uint16_t* p) {  // bf16
-  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+template <class V>
+inline V zero_of() {
+  return zero();
 }
-
-inline F8 operator+(F8 a, F8 b) { return {_mm256_add_ps(a.v, b.v)}; }
-inline F8 operator-(F8 a, F8 b) { return {_mm256_sub_ps(a.v, b.v)}; }
-inline F8 operator*(F8 a, F8 b) { return {_mm256_mul_ps(a.v, b.v)}; }
-inline F8 operator/(F8 a, F8 b) { return {_mm256_div_ps(a.v, b.v)}; }
-inline F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-inline F8 max(F8 a, F8 b) { return {_mm256_max_ps(a.v, b.v)}; }  // a > b ? a : b
-inline F8 min(F8 a, F8 b) { return {_mm256_min_ps(a.v, b.v)}; }  // a < b ? a : b
-
-// Lanes below n of a, the others of b.
-inline F8 first(std::int64_t n, F8 a, F8 b) {
-  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  const __m256i keep =
-      _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<std::int32_t>(n > 8 ? 8 : n)), lane);
-  return {_mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(keep))};
+template <class V>
+inline V splat_of(float x) {
+  return splat(x);
 }
-
-inline float sum(F8 a) {  // ((0+4)+(2+6)) + ((1+5)+(3+7))
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-
-inline float highest(F8 a) {  // the same tree
-  __m128 s = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
-  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
-}
-
-// To the nearest e4m3 value, ties to even; |a| <= 448 or NaN.
-inline F8 round_to_e4m3(F8 a) {
-  const __m256 sign = _mm256_and_ps(a.v, _mm256_set1_ps(-0.0f));
-  const __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v);
-  const __m256i bits = _mm256_castps_si256(magnitude);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 20), _mm256_set1_epi32(1));
-  const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7ffff)));
-  const __m256i kept = _mm256_and_si256(up, _mm256_set1_epi32(static_cast<int>(0xfff00000u)));
-  // Below the normal numbers the steps are 2^-9, the last place of 2^14.
-  const __m256 base = _mm256_set1_ps(0x1.8p14f);
-  const __m256 step = _mm256_sub_ps(_mm256_add_ps(magnitude, base), base);
-  const __m256 subnormal = _mm256_cmp_ps(magnitude, _mm256_set1_ps(0x1p-6f), _CMP_LT_OQ);
-  const __m256 rounded = _mm256_blendv_ps(_mm256_castsi256_ps(kept), step, subnormal);
-  const __m256 nan = _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q);
-  return {_mm256_blendv_ps(_mm256_or_ps(rounded, sign), a.v, nan)};
-}
-
-// a * 2^n, where t = n + 1.5 * 2^23.
-inline F8 scale_by_power(F8 a, F8 t) {
-  const __m256i n = _mm256_sub_epi32(_mm256_castps_si256(t.v), _mm256_set1_epi32(0x4b400000));
-  const __m256i half = _mm256_srai_epi32(n, 1), rest = _mm256_sub_epi32(n, half);
-  const __m256i bias = _mm256_set1_epi32(127);
-  const __m256i p = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
-  const __m256i q = _mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23);
-  return {_mm256_mul_ps(_mm256_mul_ps(a.v, _mm256_castsi256_ps(p)), _mm256_castsi256_ps(q))};
+template <class V, class T>
+inline V load_of(const T* p) {
+  return load(p);
 }
 
 // 32 packed weights (layout.h) -> 4 vectors in lane order. fp8 gives value / 256: an e4m3 code put
@@ -89,8 +36,8 @@ inline void load_weights(const std::uint16_t* p, F8* w) {
   const __m256i top = _mm256_set1_epi32(static_cast<std::int32_t>(0xffff0000u));
   for (int i = 0; i < 2; ++i) {
     const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16 * i));
-    w[2 * i].v = _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
-    w[2 * i + 1].v = _mm256_castsi256_ps(_mm256_and_si256(pair, top));
+    w[i].v = _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
+    w[i + 2].v = _mm256_castsi256_ps(_mm256_and_si256(pair, top));
   }
 }
 
@@ -105,31 +52,49 @@ inline void load_weights(const std::uint8_t* p, F8* w) {
   w[3].v = _mm256_cvtph_ps(_mm256_extracti128_si256(high, 1));
 }
 
-// n e4m3 codes -> value / 256, in order, by the way of f16 as above; n is a multiple of 32.
-inline void widen(const std::uint8_t* codes, std::int64_t n, float* out) {
-  const __m256i mask = _mm256_set1_epi16(static_cast<std::int16_t>(0xbf80u));
-  __m256i largest = _mm256_setzero_si256();  // of the codes without their signs
-  for (std::int64_t i = 0; i < n; i += 32) {
-    const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i));
-    largest = _mm256_max_epu8(largest, _mm256_add_epi8(c, c));
-    const __m256i low = _mm256_unpacklo_epi8(_mm256_setzero_si256(), c);  // codes 0-7, 16-23
-    const __m256i high = _mm256_unpackhi_epi8(_mm256_setzero_si256(), c);
-    const __m256i a = _mm256_and_si256(_mm256_srai_epi16(low, 1), mask);
-    const __m256i b = _mm256_and_si256(_mm256_srai_epi16(high, 1), mask);
-    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm256_castsi256_si128(a)));
-    _mm256_storeu_ps(out + i + 8, _mm256_cvtph_ps(_mm256_castsi256_si128(b)));
-    _mm256_storeu_ps(out + i + 16, _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1)));
-    _mm256_storeu_ps(out + i + 24, _mm256_cvtph_ps(_mm256_extracti128_si256(b, 1)));
-  }
-  const __m256i nan = _mm256_cmpeq_epi8(largest, _mm256_set1_epi8(static_cast<char>(0xfeu)));
-  if (_mm256_testz_si256(nan, nan)) return;
-  for (std::int64_t i = 0; i < n; ++i) {
-    if ((codes[i] & 0x7fu) == 0x7fu) out[i] = __builtin_nanf("");
-  }
+// ---- products of small integers (group_impl.h) ----------------------------------------------
+
+using Bytes = __m256i;
+constexpr int kGroupRows = 2;  // 2 rows x 16 columns: whole and f32 sums fill 8 of 16 registers
+
+inline Bytes load_bytes(const std::uint8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+inline Bytes splat_bytes(const std::int8_t* four) {
+  std::int32_t word;
+  __builtin_memcpy(&word, four, sizeof(word));
+  return _mm256_set1_epi32(word);
+}
+inline Bytes low_codes(Bytes a) { return _mm256_and_si256(a, _mm256_set1_epi8(0xf)); }
+inline Bytes high_codes(Bytes a) { return low_codes(_mm256_srli_epi16(a, 4)); }
+inline F8 load_halves(const std::uint16_t* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
 
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// int8: the sign of w + 128 - 128 goes to x, so that pairs of products fit 16 bits.
+template <WeightFormat>
+struct Dot {
+  using Sums = __m256i;
+  static Sums start(std::int32_t) { return _mm256_setzero_si256(); }
+  static Sums add(Sums s, Bytes w, Bytes x) {
+    const __m256i code = _mm256_xor_si256(w, _mm256_set1_epi8(static_cast<char>(0x80)));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(code), _mm256_sign_epi8(x, code));
+    return _mm256_add_epi32(s, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static F8 finish(Sums s) { return {_mm256_cvtepi32_ps(s)}; }
+};
 
-inline float square_root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
+// int4: eight pairs of products, 15 * 127 at most each, still fit 16 bits.
+template <>
+struct Dot<WeightFormat::int4> {
+  using Sums = __m256i;
+  static Sums start(std::int32_t) { return _mm256_setzero_si256(); }
+  static Sums add(Sums s, Bytes w, Bytes x) {
+    return _mm256_add_epi16(s, _mm256_maddubs_epi16(w, x));
+  }
+  static F8 finish(Sums s) {
+    return {_mm256_cvtepi32_ps(_mm256_madd_epi16(s, _mm256_set1_epi16(1)))};
+  }
+};
 
 }  // namespace mmengine::cpu::avx2

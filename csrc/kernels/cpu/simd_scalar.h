@@ -1,11 +1,12 @@
 // F8: eight f32 lanes in plain C++, for machines without AVX2. Same interface and same bits as
-// simd_avx2.h.
+// simd_x86.h.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
 #include "base/dtype.h"
+#include "kernels/params.h"
 
 #define MM_LEVEL scalar
 
@@ -89,13 +90,31 @@ inline F8 scale_by_power(F8 a, F8 t) {
   });
 }
 
+using Wide = F8;
+constexpr int kWideLanes = 8;
+constexpr int kTileRows = 6;
+constexpr int kStripColumns = 16;
+
+template <class V>
+inline V zero_of() {
+  return zero();
+}
+template <class V>
+inline V splat_of(float x) {
+  return splat(x);
+}
+template <class V, class T>
+inline V load_of(const T* p) {
+  return load(p);
+}
+
 inline void load_weights(const float* p, F8* w) {
   for (int i = 0; i < 4; ++i) w[i] = load(p + 8 * i);
 }
 
 inline void load_weights(const std::uint16_t* p, F8* w) {
   for (int i = 0; i < 4; ++i) {
-    const std::uint16_t* half = p + i / 2 * 16 + i % 2;
+    const std::uint16_t* half = p + i % 2 * 16 + i / 2;
     w[i] = each([=](int j) { return bf16_to_f32(half[2 * j]); });
   }
 }
@@ -114,5 +133,76 @@ inline void widen(const std::uint8_t* codes, std::int64_t n, float* out) {
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 inline float square_root(float x) { return std::sqrt(x); }
+
+template <class Value>
+inline void renew(Value& value) {
+  asm volatile("" : "+m"(value));
+}
+
+inline float magnitude(const F8* x) {
+  float top = 0;
+  for (int i = 0; i < 32; ++i) {
+    const float v = std::fabs(x[i / 8].v[i % 8]);
+    if (!std::isfinite(v)) return __builtin_nanf("");
+    top = v > top ? v : top;
+  }
+  return top;
+}
+
+inline std::int32_t store_codes(std::int8_t* out, const F8* x) {
+  std::int32_t sum = 0;
+  for (int i = 0; i < 32; ++i) {
+    out[i] = static_cast<std::int8_t>(std::nearbyint(x[i / 8].v[i % 8]));
+    sum += out[i];
+  }
+  return sum;
+}
+
+struct Bytes {
+  std::uint8_t v[32];
+};
+struct Ints {
+  std::int32_t v[8];
+};
+constexpr int kGroupRows = 1;
+
+inline Bytes load_bytes(const std::uint8_t* p) {
+  Bytes b;
+  for (int i = 0; i < 32; ++i) b.v[i] = p[i];
+  return b;
+}
+inline Bytes splat_bytes(const std::int8_t* four) {
+  Bytes b;
+  for (int i = 0; i < 32; ++i) b.v[i] = static_cast<std::uint8_t>(four[i % 4]);
+  return b;
+}
+inline Bytes low_codes(Bytes a) {
+  for (std::uint8_t& v : a.v) v &= 0xfu;
+  return a;
+}
+inline Bytes high_codes(Bytes a) {
+  for (std::uint8_t& v : a.v) v = static_cast<std::uint8_t>(v >> 4);
+  return a;
+}
+inline F8 load_halves(const std::uint16_t* p) {
+  return each([=](int i) { return f16_to_f32(p[i]); });
+}
+
+template <WeightFormat>
+struct Dot {
+  using Sums = Ints;
+  static Sums start(std::int32_t n) {
+    Sums s;
+    for (std::int32_t& v : s.v) v = n;
+    return s;
+  }
+  static Sums add(Sums s, const Bytes& w, const Bytes& x) {
+    for (int i = 0; i < 32; ++i) s.v[i / 4] += w.v[i] * static_cast<std::int8_t>(x.v[i]);
+    return s;
+  }
+  static F8 finish(const Sums& s) {
+    return each([&](int i) { return static_cast<float>(s.v[i]); });
+  }
+};
 
 }  // namespace mmengine::cpu::scalar

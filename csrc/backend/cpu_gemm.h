@@ -1,0 +1,62 @@
+// The product of the cpu backend's stages: tasks of (row group, block of 32 outputs), each of which
+// goes through the caller's epilogue while it is in cache.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "backend/scratch.h"
+#include "base/parallel.h"
+#include "kernels/cpu/launch.h"
+
+namespace mmengine {
+
+// Per thread a tile of sums and a widened panel; for int8 and int4 the rounded rows of x.
+struct GemmScratch {
+  std::int64_t tile_floats;
+  float *tiles, *panels;
+  cpu::GroupRow rounded;
+  GemmScratch(Carver& carver, std::int64_t rows, std::int64_t groups, int threads);
+};
+
+// Rows are shared out in equal groups, whole register tiles as far as possible.
+std::int64_t group_rows(std::int64_t rows);
+
+// Every row of x in groups, for weights of int8 and int4.
+void round_rows(TensorView x, const cpu::Kernels& kernels, ThreadPool& pool,
+                const cpu::GroupRow& out);
+
+// epilogue(block, first_row, rows, tile [rows, 32]) for every task; row scales are not applied.
+template <class Epilogue>
+void cpu_gemm(TensorView x, const Weight& weight, const cpu::Kernels& kernels, ThreadPool& pool,
+              Carver& carver, Epilogue&& epilogue) {
+  const std::int64_t rows = x.shape[0], k = weight.spec.k;
+  if (rows == 0) return;
+  const bool rounds = has_groups(weight.spec.format);
+  const std::int64_t k_groups = rounds ? num_groups(k) : 0;
+  const GemmScratch scratch(carver, rows, k_groups, pool.threads());
+  if (rounds) round_rows(x, kernels, pool, scratch.rounded);
+  const std::int64_t per_group = group_rows(rows);
+  const std::int64_t groups = (rows + per_group - 1) / per_group;
+  const std::int64_t blocks = cpu::packed_rows(weight.spec) / cpu::kBlockRows;
+  pool.parallel_for(groups * blocks, [&](std::int64_t begin, std::int64_t end, int thread) {
+    float* tile = scratch.tiles + thread * scratch.tile_floats;
+    float* panel = scratch.panels + thread * cpu::kPanelFloats;
+    for (std::int64_t task = begin; task < end; ++task) {
+      const std::int64_t block = task % blocks, first = task / blocks * per_group;
+      const int count = static_cast<int>(std::min(per_group, rows - first));
+      const auto* data =
+          static_cast<const std::byte*>(weight.data) + block * cpu::block_bytes(weight.spec);
+      if (rounds) {
+        kernels.group_tile({cpu::row_of(scratch.rounded, first, k_groups), count, k_groups, data,
+                            weight.spec.format, tile});
+      } else {
+        kernels.gemm_tile({x.as<float>() + first * x.row_stride, x.row_stride, count, k, data,
+                           weight.spec.format, panel, tile});
+      }
+      epilogue(block, first, count, static_cast<const float*>(tile));
+    }
+  });
+}
+
+}  // namespace mmengine

@@ -1,0 +1,4 @@
+// GEMM for AVX-512.
+#define MM_SIMD "kernels/cpu/simd_avx512.h"
+
+#include "kernels/cpu/gemm_impl.h"
