@@ -83,7 +83,7 @@ Census census(const std::string& directory, const std::string& weight_dtype, boo
     out.vision_num_heads = config.vision->num_heads;
     out.vision_patches = side * side;
   }
-  out.weight_dtype = dtype_name(dtype_of(groups, Matter::linear));
+  out.weight_dtype = stored_name(dtype_of(groups, Matter::linear));
   out.warnings = std::move(source.warnings);
   return out;
 }

@@ -14,7 +14,10 @@ namespace {
 constexpr const char* kFirstLinear = "layers.0.q_proj";
 
 const char* quantization(const ModelConfig& config, const Checkpoint& checkpoint) {
-  if (checkpoint.tensor(kFirstLinear).dtype != DType::e4m3) return "none";
+  const DType dtype = checkpoint.tensor(kFirstLinear).dtype;
+  if (dtype == DType::i8) return "int8, groups of 32";
+  if (dtype == DType::u8) return "int4, groups of 32";
+  if (dtype != DType::e4m3) return "none";
   switch (config.activations) {
     case ActivationScheme::fixed:
       return "fp8, static activations";
@@ -78,6 +81,12 @@ void warn_unequal_scales(const ModelConfig& config, const Checkpoint& checkpoint
 
 }  // namespace
 
+const char* stored_name(DType dtype) {
+  if (dtype == DType::i8) return "int8";
+  if (dtype == DType::u8) return "int4";
+  return dtype_name(dtype);
+}
+
 ModelInfo describe(const ModelConfig& config, const Checkpoint& checkpoint,
                    std::vector<std::string> warnings) {
   const bool draft = checkpoint.kind() == CheckpointKind::draft_head;
@@ -105,7 +114,7 @@ ModelInfo describe(const ModelConfig& config, const Checkpoint& checkpoint,
   info.norm_eps = config.norm_eps;
   info.tied_embeddings = !draft && !checkpoint.has("lm_head");
   info.eos_ids = config.eos_ids;
-  info.weight_dtype = dtype_name(checkpoint.tensor(kFirstLinear).dtype);
+  info.weight_dtype = stored_name(checkpoint.tensor(kFirstLinear).dtype);
   info.quantization = quantization(config, checkpoint);
   info.weights_bytes = static_cast<std::int64_t>(checkpoint.bytes());
   info.vision = vision(config, checkpoint);

@@ -28,6 +28,10 @@ FormatWish format_wish(WeightDtype dtype) {
       return FormatWish::bf16;
     case WeightDtype::fp8:
       return FormatWish::fp8;
+    case WeightDtype::int8:
+      return FormatWish::int8;
+    case WeightDtype::int4:
+      return FormatWish::int4;
     case WeightDtype::automatic:
       break;
   }
@@ -35,7 +39,7 @@ FormatWish format_wish(WeightDtype dtype) {
 }
 
 const char* format_name(WeightFormat format) {
-  constexpr std::array<const char*, 3> names = {"f32", "bf16", "fp8"};
+  constexpr std::array<const char*, 5> names = {"f32", "bf16", "fp8", "int8", "int4"};
   return names[static_cast<std::size_t>(format)];
 }
 

@@ -26,6 +26,9 @@ struct LoadedModel {
   std::unique_ptr<Rank> rank;
 };
 
+// "int8" and "int4" of the codes of groups, else the dtype's own name.
+const char* stored_name(DType dtype);
+
 // Of an opened checkpoint, without the list of its tensors. Reads no weight, only the activation
 // scales of the linears that share an input: where they differ, a warning says so.
 ModelInfo describe(const ModelConfig& config, const Checkpoint& checkpoint,

@@ -66,14 +66,6 @@ bool none_above(const void* data, std::size_t count, Int magnitude, Int finite) 
   return above == 0;
 }
 
-void check_finite_groups(const HostTensor& tensor, const TensorSource& source, std::int64_t row,
-                         std::int64_t groups) {
-  for (std::int64_t g = 0; g < groups; ++g) {
-    const float value = read_element(tensor, row * groups + g);
-    if (!std::isfinite(value)) not_finite(source, row, g, value);
-  }
-}
-
 }  // namespace
 
 void check_part(const Part& part, const WeightSpec& spec) {
@@ -141,9 +133,20 @@ void check_finite(const Part& part, std::int64_t row, const std::vector<float>& 
   }
 }
 
-void check_stored_groups(const Part& part, std::int64_t row, std::int64_t groups) {
-  check_finite_groups(part.weight_scale, part.weight_scale_source, row, groups);
-  if (part.weight_min) check_finite_groups(part.weight_min, part.weight_min_source, row, groups);
+void check_stored_groups(const Part& part, std::int64_t row, std::int64_t groups,
+                         bool allow_nonfinite) {
+  for (std::int64_t g = 0; g < groups; ++g) {
+    const float scale = read_element(part.weight_scale, row * groups + g);
+    const float min = part.weight_min ? read_element(part.weight_min, row * groups + g) : 0.0f;
+    if (!std::isfinite(scale) && !allow_nonfinite) {
+      not_finite(part.weight_scale_source, row, g, scale);
+    }
+    if (!std::isfinite(min) && !allow_nonfinite) not_finite(part.weight_min_source, row, g, min);
+    if (!(scale < 0) || std::isinf(scale)) continue;
+    throw format_error(part.weight_scale_source, "scale",
+                       str(element(row, g), "expected a finite number >= 0, got ", scale,
+                           "; the file is damaged, download it again"));
+  }
 }
 
 void check_int8_codes(const Part& part, std::int64_t row, std::int64_t k) {

@@ -22,8 +22,10 @@ float checked_input_scale(const HostWeight& host);
 
 // Of row `row` of the part: "non_finite".
 void check_finite(const HostWeight::Part& part, std::int64_t row, const std::vector<float>& values);
-// Stored scales and minima of a row's groups: "non_finite".
-void check_stored_groups(const HostWeight::Part& part, std::int64_t row, std::int64_t groups);
+// Stored scales and minima of a row's groups: "non_finite" unless that is allowed; "scale" for a
+// negative scale, which no quantiser makes.
+void check_stored_groups(const HostWeight::Part& part, std::int64_t row, std::int64_t groups,
+                         bool allow_nonfinite);
 // Stored codes of int8: "codes" for -128, which no quantiser makes and kernels do not multiply.
 void check_int8_codes(const HostWeight::Part& part, std::int64_t row, std::int64_t k);
 // What quantising gave for group `group`: "scale" when f16 cannot hold it.

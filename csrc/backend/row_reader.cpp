@@ -61,10 +61,6 @@ float row_scale(const Part& part, std::int64_t row) {
 }
 
 constexpr std::uint16_t kHalfNaN = 0x7e00;
-bool has_stored_groups(const Part& part) {
-  return part.weight.dtype == DType::i8 || part.weight.dtype == DType::u8;
-}
-
 bool not_finite(std::uint16_t half) { return (half & 0x7c00u) == 0x7c00u; }
 
 }  // namespace
@@ -118,12 +114,18 @@ RowReader::StoredRow RowReader::find(std::int64_t row) const {
   return {part, row};
 }
 
+void RowReader::check_groups(const StoredRow& stored) const {
+  const auto& [part, row] = stored;
+  const DType dtype = part.weight.dtype;
+  if (dtype != DType::i8 && dtype != DType::u8) return;
+  check_stored_groups(part, row, num_groups(spec_.k), host_.allow_nonfinite);
+  if (dtype == DType::i8) check_int8_codes(part, row, spec_.k);
+}
+
 void RowReader::read_scaled(const StoredRow& stored, float scale,
                             std::vector<float>& values) const {
   const auto& [part, row] = stored;
-  if (!host_.allow_nonfinite && has_stored_groups(part)) {
-    check_stored_groups(part, row, num_groups(spec_.k));
-  }
+  check_groups(stored);
   values.resize(static_cast<std::size_t>(spec_.k));
   read_values(part, row, spec_.k, values.data());
   if (!host_.allow_nonfinite) check_finite(part, row, values);
@@ -173,8 +175,7 @@ float RowReader::read(std::int64_t row, void* out, std::vector<float>& buffer) c
 void RowReader::copy_groups(const StoredRow& stored, const GroupCodes& out) const {
   const auto& [part, row] = stored;
   const std::int64_t groups = num_groups(spec_.k);
-  if (!host_.allow_nonfinite) check_stored_groups(part, row, groups);
-  if (part.weight.dtype == DType::i8) check_int8_codes(part, row, spec_.k);
+  check_groups(stored);
   read_codes(part, row, spec_.k, out.codes);
   const auto bytes = static_cast<std::size_t>(groups) * sizeof(std::uint16_t);
   const auto copy = [&](const HostTensor& from, std::uint16_t* to) {

@@ -34,7 +34,8 @@ class RowReader {
   // Of int8 and int4. Row `row` of the stacked parts -> its groups, padding included: as they are
   // where the file has this very format, else quantised (group_codes.h). Throws
   // Error{model_format}: "non_finite" unless allow_nonfinite, then the group gets the scale NaN and
-  // codes 0; "scale" for weights too large for an f16 scale; "codes" for a stored code of -128.
+  // codes 0; "scale" for weights too large for an f16 scale and for a stored scale below 0; "codes"
+  // for a stored code of -128.
   void read_groups(std::int64_t row, const GroupCodes& out, std::vector<float>& buffer) const;
 
   std::size_t stored_row_bytes(std::int64_t row) const;  // in the file
@@ -46,6 +47,7 @@ class RowReader {
   };
   std::size_t part_of(std::int64_t row) const;
   StoredRow find(std::int64_t row) const;
+  void check_groups(const StoredRow& stored) const;
   // The row's values: read, checked, times `scale`, checked again.
   void read_scaled(const StoredRow& stored, float scale, std::vector<float>& values) const;
   void copy_groups(const StoredRow& stored, const GroupCodes& out) const;

@@ -144,6 +144,8 @@ void bind_options(py::module_& m) {
       .value("f32", WeightDtype::f32)
       .value("bf16", WeightDtype::bf16)
       .value("fp8", WeightDtype::fp8)
+      .value("int8", WeightDtype::int8)
+      .value("int4", WeightDtype::int4)
       .finalize();
   py::native_enum<KvDtype>(m, "KvDtype", "enum.Enum")
       .value("automatic", KvDtype::automatic)

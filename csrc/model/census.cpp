@@ -12,13 +12,9 @@ constexpr std::int64_t kInt4GroupColumns = 128, kF16Bytes = 2, kF32Bytes = 4, kB
 
 class Groups {
  public:
-  Groups(const ModelConfig& config, const Conversion& conversion)
-      : plain_(conversion.value_or(config.dtype)),
-        norms_(conversion ? DType::f32 : config.dtype),
-        row_scales_(conversion == DType::e4m3),
-        linears_(config.fp8_linears || row_scales_ ? DType::e4m3 : plain_),
-        tied_(config.tied_embeddings),
-        activations_(config.activations) {}
+  // The config's word, where it has one, holds also without a manifest.
+  Groups(const ModelConfig& config, const Conversion& made)
+      : Groups(config.group_format ? of_groups(*config.group_format) : made, config) {}
 
   void norm(Component component, std::int64_t count, std::int64_t columns) {
     groups_.push_back({component, count, 1, columns, norms_, Matter::fixed, false});
@@ -27,11 +23,15 @@ class Groups {
     // A table that is not the head, too, is read a row at a time and stays wide.
     const bool wide = row_scales_ && matter == Matter::embedding && !tied_;
     groups_.push_back({component, 1, rows, columns, wide ? DType::bf16 : plain_, matter, true});
+    if (plain_ == DType::i8) return group_scales(1, rows, columns, plain_);
     if (row_scales_ && !wide) scales(1, rows, DType::f32);
   }
   // Columns and rows of linears are both divided, by turns; their scalar scales are not.
   void linear(Component component, std::int64_t count, std::int64_t rows, std::int64_t columns) {
     groups_.push_back({component, count, rows, columns, linears_, Matter::linear, true});
+    if (linears_ == DType::i8 || linears_ == DType::u8) {
+      return group_scales(count, rows, columns, linears_);
+    }
     if (linears_ != DType::e4m3) return;
     const bool shipped = activations_ != ActivationScheme::none;  // a conversion keeps their scales
     if (row_scales_ && !shipped) return scales(count, rows, DType::f32);
@@ -46,6 +46,24 @@ class Groups {
   std::vector<TensorGroup> take() { return std::move(groups_); }
 
  private:
+  Groups(const Conversion& conversion, const ModelConfig& config)
+      : plain_(conversion.value_or(config.dtype)),
+        norms_(conversion ? DType::f32 : config.dtype),
+        row_scales_(conversion == DType::e4m3),
+        linears_(config.fp8_linears || row_scales_ ? DType::e4m3 : plain_),
+        tied_(config.tied_embeddings),
+        activations_(config.activations) {
+    if (plain_ == DType::u8) plain_ = DType::i8;  // tables beside int4
+  }
+  static Conversion of_groups(WeightFormat format) {
+    return format == WeightFormat::int4 ? DType::u8 : DType::i8;
+  }
+
+  void group_scales(std::int64_t count, std::int64_t rows, std::int64_t columns, DType codes) {
+    const std::int64_t each = codes == DType::u8 ? 2 : 1;  // scale and minimum
+    groups_.push_back({Component::scales, count * each, rows, num_groups(columns), DType::f16,
+                       Matter::fixed, true});
+  }
   void scales(std::int64_t count, std::int64_t rows, DType dtype) {
     groups_.push_back({Component::scales, count, rows, 1, dtype, Matter::fixed, rows > 1});
   }
@@ -92,6 +110,9 @@ void add_vision(Groups& groups, const ModelConfig& config) {
 }
 
 std::int64_t stored_bytes(const TensorGroup& group) {
+  if (group.dtype == DType::u8) {
+    return group.count * group.rows * num_groups(group.columns) * kGroup / 2;
+  }
   return group.count * group.rows * group.columns *
          static_cast<std::int64_t>(dtype_bytes(group.dtype));
 }
@@ -139,7 +160,9 @@ Conversion read_conversion(const Directory& directory) {
   if (dtype == "f32") return DType::f32;
   if (dtype == "bf16") return DType::bf16;
   if (dtype == "fp8") return DType::e4m3;
-  manifest.bad("weight_dtype", "'bf16', 'f32' or 'fp8'");
+  if (dtype == "int8") return DType::i8;
+  if (dtype == "int4") return DType::u8;
+  manifest.bad("weight_dtype", "'bf16', 'f32', 'fp8', 'int8' or 'int4'");
 }
 
 std::vector<TensorGroup> decoder_groups(const ModelConfig& config, const Conversion& conversion) {

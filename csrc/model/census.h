@@ -33,15 +33,15 @@ enum class Matter : std::uint8_t { fixed, linear, embedding, head };
 struct TensorGroup {
   Component component = Component::norms;
   std::int64_t count = 0;              // tensors of this shape
-  std::int64_t rows = 1, columns = 1;  // of each
-  DType dtype = DType::bf16;           // as stored
+  std::int64_t rows = 1, columns = 1;  // of each; of int4 two weights are a byte
+  DType dtype = DType::bf16;           // as stored: i8 is int8, u8 int4
   Matter matter = Matter::fixed;
   bool divided = false;  // among tensor-parallel devices; else each device holds it whole
 };
 
 // What `mm-run convert` wrote into a directory: norms are f32, and with e4m3 every matrix,
-// embedding and head included, has one f32 scale per row. Nothing: the checkpoint is as it was
-// released.
+// embedding and head included, has one f32 scale per row. i8 and u8 are int8 and int4 with f16
+// scales and minima per group. Nothing: the checkpoint is as it was released.
 using Conversion = std::optional<DType>;
 
 // Error{model_format} when the manifest of an engine directory does not name its weight dtype.

@@ -2,6 +2,7 @@
 #include "model/checkpoint.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <limits>
 #include <unordered_map>
@@ -29,9 +30,16 @@ std::string join(const std::vector<std::string>& items) {
   return out;
 }
 
-bool is_scale(std::string_view name) {
-  return name.ends_with(kWeightScale) || name.ends_with(kInputScale);
+constexpr std::array<std::string_view, 3> kScales{kWeightScale, kWeightMin, kInputScale};
+
+// The end of a scale's or minimum's name; "" of a weight's.
+std::string_view scale_suffix(std::string_view name) {
+  const auto found = std::find_if(kScales.begin(), kScales.end(),
+                                  [&](std::string_view suffix) { return name.ends_with(suffix); });
+  return found == kScales.end() ? std::string_view() : *found;
 }
+
+bool is_group_codes(DType dtype) { return dtype == DType::i8 || dtype == DType::u8; }
 
 HostTensor view(const Entry& entry) {
   constexpr std::size_t kMaxRank = std::tuple_size_v<decltype(Shape::dims)>;
@@ -74,9 +82,11 @@ struct Checkpoint::Impl {
   void add_unnamed(const TensorInfo& info);
   void check_depth() const;
   void take_scales_at_their_word();
+  bool has_groups(const std::string& name, const TensorInfo& weight) const;
   std::vector<std::string> missing_scales() const;
   std::vector<std::string> missing_vision();
   void check_complete();
+  TensorUse use_of(const std::string& name) const;
   void check_scales() const;
   void warn_unused();
 };
@@ -167,11 +177,25 @@ void Checkpoint::Impl::take_scales_at_their_word() {
                          "scales: inputs are quantised by them"));
 }
 
+// Codes in a file whose config tells of none are somebody else's.
+bool Checkpoint::Impl::has_groups(const std::string& name, const TensorInfo& weight) const {
+  return config.group_format && is_group_codes(weight.dtype) && may_have_groups(name);
+}
+
 // Under the names that the weights beside them have in their files.
 std::vector<std::string> Checkpoint::Impl::missing_scales() const {
   std::vector<std::string> missing;
   for (const auto& [name, entry] : entries) {
-    if (entry.info.dtype != DType::e4m3 || is_scale(name)) continue;
+    if (!scale_suffix(name).empty()) continue;
+    const std::string& own = entry.info.name;
+    if (has_groups(name, entry.info)) {
+      for (std::string_view suffix : {kWeightScale, kWeightMin}) {
+        const bool needed = suffix == kWeightScale || entry.info.dtype == DType::u8;
+        if (!needed || entries.contains(str(name, suffix))) continue;
+        missing.push_back(str(own.substr(0, own.rfind('.')), suffix));
+      }
+    }
+    if (entry.info.dtype != DType::e4m3) continue;
     const bool linear = name.starts_with("layers.") || name == kDraftLinear;
     for (std::string_view suffix : {kWeightScale, kInputScale}) {
       const bool needed =
@@ -180,7 +204,6 @@ std::vector<std::string> Checkpoint::Impl::missing_scales() const {
       const std::string weight = source_name(layout, name);
       const std::string scale = source_name(layout, str(name, suffix));
       const std::size_t stem = weight.size() - std::string_view(".weight").size();
-      const std::string& own = entry.info.name;
       missing.push_back(own.substr(0, own.rfind('.')) + scale.substr(stem));
     }
   }
@@ -220,15 +243,29 @@ void Checkpoint::Impl::check_complete() {
               {.reason = "missing_tensor", .file = directory, .tensor = missing.front()});
 }
 
+TensorUse Checkpoint::Impl::use_of(const std::string& name) const {
+  const bool groups = config.group_format && may_have_groups(name);
+  const std::string_view suffix = scale_suffix(name);
+  if (suffix.empty()) return groups ? TensorUse::group_weight : TensorUse::weight;
+  const auto weight = entries.find(name.substr(0, name.size() - suffix.size()));
+  const bool of_groups = weight != entries.end() && suffix != kInputScale &&
+                         has_groups(weight->first, weight->second.info);
+  return of_groups ? TensorUse::group_scale : TensorUse::scale;
+}
+
 void Checkpoint::Impl::check_scales() const {
   for (const auto& [name, entry] : entries) {
-    check_dtype(entry.file, entry.info, is_scale(name));
+    check_dtype(entry.file, entry.info, use_of(name));
     const TensorInfo& weight = entry.info;
-    for (std::string_view suffix : {kWeightScale, kInputScale}) {
+    for (std::string_view suffix : kScales) {
       const auto scale = entries.find(str(name, suffix));
       if (scale == entries.end()) continue;
+      check_scaled(scale->second.file, scale->second.info, suffix, weight);
+      if (is_group_codes(weight.dtype)) {
+        check_group_shape(scale->second.file, scale->second.info, weight);
+        continue;
+      }
       const std::uint64_t rows = suffix == kWeightScale && weight.rank > 0 ? weight.dims[0] : 1;
-      check_scaled(scale->second.file, scale->second.info, weight);
       check_scale_shape(scale->second.file, scale->second.info, rows);
     }
   }

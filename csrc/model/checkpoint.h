@@ -22,9 +22,10 @@ class Checkpoint {
  public:
   // Opens every file, checks every header and that every tensor that `config` calls for is there,
   // with the scales that an e4m3 weight needs: its own and, under ActivationScheme::fixed, one of
-  // its input. Missing ones are all listed in one error. "lm_head" may be absent where the config
-  // ties it. Of a vision tower either every tensor is there or none, with a warning. Dtypes and
-  // shapes of scales are checked, too. Reads no weight and no scale.
+  // its input; and the scales and minima of groups (ModelConfig::group_format). Missing ones are
+  // all listed in one error. "lm_head" may be absent where the config ties it. Of a vision tower
+  // either every tensor is there or none, with a warning. Dtypes and shapes of scales are checked,
+  // too. Reads no weight and no scale.
   static Checkpoint open(const std::string& directory, const ModelConfig& config);
   Checkpoint(Checkpoint&&) noexcept;
   Checkpoint& operator=(Checkpoint&&) noexcept;

@@ -40,6 +40,8 @@ struct ModelConfig {
   DType dtype = DType::bf16;     // of the tensors that are not fp8, as far as the file says
   bool fp8_linears = false;      // the linears of the decoder's layers are stored as e4m3
   ActivationScheme activations = ActivationScheme::none;
+  // The matrices are stored as int8, or as int4 with embedding and head as int8 (tensor_names.h).
+  std::optional<WeightFormat> group_format;
   RopeConfig rope;
   std::optional<VisionConfig> vision;
   std::vector<std::int32_t> eos_ids;  // ending tokens, in [0, vocab_size); may be empty

@@ -1,5 +1,5 @@
 // Which linears are FP8 and how their inputs are quantised, in the words of both layouts
-// (model-spec 1.1, 4.3).
+// (model-spec 1.1, 4.3), and the groups of int8 and int4, in those of engine directories.
 #include "base/check.h"
 #include "model/config_reader.h"
 
@@ -31,6 +31,14 @@ void read_fp8_block(const Fields& block, ModelConfig& config) {
   config.activations = scheme == "static" ? ActivationScheme::fixed : ActivationScheme::per_token;
 }
 
+// Inputs are quantised in the groups of the weights; there is no other way to name.
+void read_groups_block(const Fields& block, WeightFormat format, ModelConfig& config) {
+  if (block.text("qscheme_act", "PER_TOKEN_GROUP") != "PER_TOKEN_GROUP") {
+    block.unsupported("qscheme_act", "'PER_TOKEN_GROUP' beside int8_g32 and int4_g32");
+  }
+  config.group_format = format;
+}
+
 }  // namespace
 
 void read_hf_quantization(const Fields& fields, ModelConfig& config) {
@@ -49,8 +57,11 @@ void read_mistral_quantization(const Fields& fields, ModelConfig& config) {
   }
   if (!fields.has("quantization")) return;
   const Fields block = fields.object("quantization");
-  if (block.text("qformat_weight", "") != "fp8_e4m3") {
-    block.unsupported("qformat_weight", "'fp8_e4m3'");
+  const std::string format = block.text("qformat_weight", "");
+  if (format == "int8_g32") return read_groups_block(block, WeightFormat::int8, config);
+  if (format == "int4_g32") return read_groups_block(block, WeightFormat::int4, config);
+  if (format != "fp8_e4m3") {
+    block.unsupported("qformat_weight", "'fp8_e4m3', 'int8_g32' and 'int4_g32'");
   }
   config.fp8_linears = true;
   const std::string scheme = block.text("qscheme_act", "TENSOR");

@@ -37,8 +37,9 @@ void add_eos(ModelConfig& config, const std::vector<std::int64_t>& ids);
 // `key` is "bfloat16", "float16" or "float32"; bf16 when it is absent.
 DType read_dtype(const Fields& fields, const char* key);
 
-// Set fp8_linears and activations. The HF block is transformers' FineGrainedFP8Config; Mistral's
-// has the key quantization, or quantization_config with an HF block.
+// Set fp8_linears, activations and group_format. The HF block is transformers'
+// FineGrainedFP8Config; Mistral's has the key quantization, or quantization_config with an HF
+// block.
 void read_hf_quantization(const Fields& fields, ModelConfig& config);
 void read_mistral_quantization(const Fields& fields, ModelConfig& config);
 

@@ -45,9 +45,9 @@ struct KnownDType {
 };
 
 constexpr KnownDType kKnownDTypes[] = {
-    {"F32", DType::f32},      {"BF16", DType::bf16}, {"F16", DType::f16},
-    {"F8_E4M3", DType::e4m3}, {"U8", DType::u8},     {"U16", DType::u16},
-    {"I32", DType::i32},      {"U32", DType::u32},   {"I64", DType::i64}};
+    {"F32", DType::f32}, {"BF16", DType::bf16}, {"F16", DType::f16}, {"F8_E4M3", DType::e4m3},
+    {"I8", DType::i8},   {"U8", DType::u8},     {"U16", DType::u16}, {"I32", DType::i32},
+    {"U32", DType::u32}, {"I64", DType::i64}};
 
 struct Entry {
   TensorInfo info;
@@ -102,7 +102,7 @@ class HeaderReader final : public JsonReader {
       problem_ =
           Error(ErrorCode::unsupported_model, source().file,
                 str("tensor ", printable(current_.info.name), " has dtype ", printable(value),
-                    ", supported: F32, BF16, F16, F8_E4M3, U8, U16, I32, U32, I64"),
+                    ", supported: F32, BF16, F16, F8_E4M3, I8, U8, U16, I32, U32, I64"),
                 {.reason = "dtype", .file = source().file, .tensor = current_.info.name});
     } else {
       current_.info.dtype = known->dtype;

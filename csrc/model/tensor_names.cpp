@@ -84,10 +84,12 @@ constexpr std::string_view kLayers = "layers.";
 struct Suffix {
   std::string_view ours, hugging_face, mistral;
 };
-constexpr std::array<Suffix, 3> kSuffixes{{
+constexpr std::array<Suffix, 5> kSuffixes{{
     {"", ".weight", ".weight"},
     {kWeightScale, ".weight_scale_inv", ".qscale_weight"},
     {kInputScale, ".activation_scale", ".qscale_act"},
+    {kWeightScale, ".weight_scale", ".weight_scale"},  // of groups
+    {kWeightMin, ".weight_min", ".weight_min"},
 }};
 
 bool take_prefix(std::string_view& text, std::string_view prefix) {
@@ -235,6 +237,11 @@ std::vector<std::string> vision_names(const VisionConfig& config) {
 
 bool is_vision(std::string_view ours) {
   return ours.starts_with(kVision.ours) || ours.starts_with(kProjector.ours);
+}
+
+bool may_have_groups(std::string_view ours) {
+  if (ours == "embed_tokens" || ours == kHead.ours) return true;
+  return ours.starts_with(kLayers) && ours.ends_with("_proj");
 }
 
 }  // namespace mmengine

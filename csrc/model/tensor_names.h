@@ -5,7 +5,9 @@
 // "vision.layers.N." with the same names; of its projector
 // "projector.{norm,merging_layer,linear_1,linear_2}"; of a draft head "eagle_linear". Scales of an
 // FP8 tensor are NAME + ".weight_scale" and, of its input, NAME + ".input_scale"; both multiply
-// when a code becomes a value (model-spec 2.3).
+// when a code becomes a value (model-spec 2.3). Matrices of the text model in groups (params.h) are
+// codes, int8 as I8 [n, k], int4 as U8 [n, 16 groups] (HostWeight::Part), with F16 [n, groups]
+// NAME + ".weight_scale" and, of int4, NAME + ".weight_min".
 #pragma once
 
 #include <cstdint>
@@ -18,6 +20,7 @@
 namespace mmengine {
 
 constexpr std::string_view kWeightScale = ".weight_scale", kInputScale = ".input_scale";
+constexpr std::string_view kWeightMin = ".weight_min";
 constexpr const char* kDraftLinear = "eagle_linear";
 
 // Our name of a tensor of a file; "" when it has none, belongs to a layer that the config does not
@@ -42,5 +45,8 @@ std::vector<std::string> required_names(std::int64_t num_layers, bool draft_head
 // Ours of a vision tower and its projector.
 std::vector<std::string> vision_names(const VisionConfig& config);
 bool is_vision(std::string_view ours);
+
+// Ours of a matrix that may be stored in groups: linears of the decoder, embedding and head.
+bool may_have_groups(std::string_view ours);
 
 }  // namespace mmengine

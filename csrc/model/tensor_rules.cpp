@@ -1,6 +1,8 @@
 #include "model/tensor_rules.h"
 
 #include "base/check.h"
+#include "kernels/params.h"
+#include "model/tensor_names.h"
 
 namespace mmengine {
 namespace {
@@ -21,14 +23,25 @@ std::string shape_text(const TensorInfo& tensor) {
 
 }  // namespace
 
-void check_dtype(const std::string& file, const TensorInfo& tensor, bool is_scale) {
-  const bool wide = tensor.dtype == DType::f32 || tensor.dtype == DType::bf16;
-  if (wide) return;
-  const bool weight = tensor.dtype == DType::f16 || tensor.dtype == DType::e4m3;
-  if (weight && !is_scale) return;
-  refuse("dtype", file, tensor,
-         str("expected dtype ", is_scale ? "f32 or bf16 of a scale" : "f32, bf16, f16 or e4m3",
-             ", got ", dtype_name(tensor.dtype)));
+void check_dtype(const std::string& file, const TensorInfo& tensor, TensorUse use) {
+  const DType dtype = tensor.dtype;
+  const bool wide = dtype == DType::f32 || dtype == DType::bf16;
+  const bool weight = wide || dtype == DType::f16 || dtype == DType::e4m3;
+  const auto check = [&](bool fits, const char* expected) {
+    if (fits) return;
+    refuse("dtype", file, tensor, str("expected dtype ", expected, ", got ", dtype_name(dtype)));
+  };
+  switch (use) {
+    case TensorUse::weight:
+      return check(weight, "f32, bf16, f16 or e4m3");
+    case TensorUse::group_weight:
+      return check(weight || dtype == DType::i8 || dtype == DType::u8,
+                   "f32, bf16, f16, e4m3, i8 or u8");
+    case TensorUse::scale:
+      return check(wide, "f32 or bf16 of a scale");
+    case TensorUse::group_scale:
+      return check(dtype == DType::f16, "f16 of scales and minima of groups");
+  }
 }
 
 void check_scale_shape(const std::string& file, const TensorInfo& scale, std::uint64_t rows) {
@@ -39,11 +52,31 @@ void check_scale_shape(const std::string& file, const TensorInfo& scale, std::ui
              " of a scale, got ", shape_text(scale)));
 }
 
-void check_scaled(const std::string& file, const TensorInfo& scale, const TensorInfo& weight) {
-  if (weight.dtype == DType::e4m3) return;
+void check_group_shape(const std::string& file, const TensorInfo& scale, const TensorInfo& weight) {
+  if (weight.rank != 2) {
+    refuse("shape", file, weight,
+           str("expected a matrix of codes, got shape ", shape_text(weight)));
+  }
+  constexpr auto kSize = static_cast<std::uint64_t>(kGroup);
+  const std::uint64_t rows = weight.dims[0], columns = weight.dims[1];
+  const std::uint64_t size = weight.dtype == DType::u8 ? kSize / 2 : kSize;
+  const std::uint64_t groups = columns / size + (columns % size != 0 ? 1 : 0);
+  if (scale.rank == 2 && scale.dims[0] == rows && scale.dims[1] == groups) return;
+  refuse("shape", file, scale,
+         str("expected shape [", rows, ", ", groups, "] beside ", printable(weight.name), " of ",
+             shape_text(weight), ", got ", shape_text(scale)));
+}
+
+void check_scaled(const std::string& file, const TensorInfo& scale, std::string_view suffix,
+                  const TensorInfo& weight) {
+  const DType dtype = weight.dtype;
+  const bool min = suffix == kWeightMin;
+  const bool codes = dtype == DType::u8 || (dtype == DType::i8 && !min);
+  if (suffix == kInputScale ? dtype == DType::e4m3 : codes || (dtype == DType::e4m3 && !min))
+    return;
   refuse("dtype", file, scale,
-         str("expected an e4m3 tensor beside a scale, but ", printable(weight.name), " is ",
-             dtype_name(weight.dtype)));
+         str("expected ", min ? "a u8 tensor beside a minimum" : "an e4m3 tensor beside a scale",
+             ", but ", printable(weight.name), " is ", dtype_name(dtype)));
 }
 
 }  // namespace mmengine

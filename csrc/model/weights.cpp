@@ -12,14 +12,22 @@ namespace {
 WeightFormat stored_format(DType dtype) {
   if (dtype == DType::bf16) return WeightFormat::bf16;
   if (dtype == DType::e4m3) return WeightFormat::fp8;
+  if (dtype == DType::i8) return WeightFormat::int8;
+  if (dtype == DType::u8) return WeightFormat::int4;
   return WeightFormat::f32;
+}
+
+// Four bits are too few for what every token passes.
+WeightFormat int4_or_table(Role role) {
+  const bool table = role == Role::embed || role == Role::lm_head;
+  return table ? WeightFormat::int8 : WeightFormat::int4;
 }
 
 // An embedding table that is not the head stays BF16 under fp8: it is read one row a token.
 WeightFormat choose_format(FormatWish wish, WeightFormat stored, Role role) {
   switch (wish) {
     case FormatWish::stored:
-      return stored;
+      return stored == WeightFormat::int4 ? int4_or_table(role) : stored;
     case FormatWish::f32:
       return WeightFormat::f32;
     case FormatWish::bf16:
@@ -27,6 +35,10 @@ WeightFormat choose_format(FormatWish wish, WeightFormat stored, Role role) {
     case FormatWish::fp8:
       return role == Role::embed && stored != WeightFormat::fp8 ? WeightFormat::bf16
                                                                 : WeightFormat::fp8;
+    case FormatWish::int8:
+      return WeightFormat::int8;
+    case FormatWish::int4:
+      return int4_or_table(role);
   }
   return stored;
 }
@@ -64,7 +76,7 @@ class Planner {
     entry.spec.k = k;
     entry.spec.head_dim = config_.head_dim;
     // Parts of one weight share a format: the widest that any of them is stored in.
-    WeightFormat stored = WeightFormat::fp8;
+    WeightFormat stored = WeightFormat::int4;
     for (std::size_t i = 0; i < parts.size(); ++i) {
       entry.spec.n += rows[i];
       stored = std::min(stored, stored_format(stored_.dtype(parts[i])));
@@ -206,7 +218,9 @@ void check_model_shapes(const ModelConfig& config, const Checkpoint& checkpoint)
                                        traits(BackendKind::ref), sizes_do_not_matter);
   for (const WeightEntry& entry : plan.weights) {
     for (std::size_t i = 0; i < entry.parts.size(); ++i) {
-      check_shape(checkpoint, entry.parts[i], {entry.rows[i], entry.spec.k});
+      const bool int4 = checkpoint.tensor(entry.parts[i]).dtype == DType::u8;
+      const std::int64_t columns = int4 ? num_groups(entry.spec.k) * kGroup / 2 : entry.spec.k;
+      check_shape(checkpoint, entry.parts[i], {entry.rows[i], columns});
     }
   }
   for (const NormEntry& entry : plan.norms) {
@@ -230,14 +244,19 @@ Weights::Weights(const WeightPlan& plan, const ModelConfig& config, const Checkp
     HostWeight host;
     host.quant = entry.quant;
     host.allow_nonfinite = options.allow_nonfinite;
+    std::vector<std::string> read = entry.parts;
     for (std::size_t i = 0; i < entry.parts.size(); ++i) {
       HostWeight::Part part;
       part.weight = checkpoint.tensor(entry.parts[i]);
       part.source = checkpoint.source(entry.parts[i]);
       const std::string weight_scale = entry.parts[i] + ".weight_scale";
+      const std::string weight_min = entry.parts[i] + ".weight_min";
       const std::string input_scale = entry.parts[i] + ".input_scale";
       part.weight_scale = tensor_or_none(checkpoint, weight_scale);
       part.weight_scale_source = checkpoint.source(weight_scale);
+      part.weight_min = tensor_or_none(checkpoint, weight_min);
+      part.weight_min_source = checkpoint.source(weight_min);
+      read.insert(read.end(), {weight_scale, weight_min});
       if (entry.quant == InputQuant::fixed) {
         part.input_scale = checkpoint.tensor(input_scale);
         part.input_scale_source = checkpoint.source(input_scale);
@@ -246,7 +265,7 @@ Weights::Weights(const WeightPlan& plan, const ModelConfig& config, const Checkp
       part.rows = rotary ? checkpoint.row_order() : RowOrder::half_split;
       host.parts.push_back(std::move(part));
     }
-    Released released(checkpoint, entry.parts);
+    Released released(checkpoint, read);
     host.on_read = [&released](std::size_t bytes) { released.read(bytes); };
     weights_.emplace_back(entry.name, backend.pack(host, entry.spec, arena[entry.slice]));
     done += static_cast<std::size_t>(entry.slice.shape.count());

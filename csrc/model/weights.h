@@ -21,7 +21,8 @@ struct LayerWeights {
 };
 
 // The format weights are kept in; `stored` = as the checkpoint has them (f16 becomes f32, exact).
-enum class FormatWish : std::uint8_t { stored, f32, bf16, fp8 };
+// Under int4 embedding and head are int8.
+enum class FormatWish : std::uint8_t { stored, f32, bf16, fp8, int8, int4 };
 
 // What the files have, as far as sizes depend on it: from their headers, or from a config alone.
 struct StoredWeights {

@@ -29,7 +29,8 @@ struct Census {
   // Of the vision tower; 0 without one. vision_patches: of the largest image.
   std::int64_t vision_hidden_size = 0, vision_intermediate_size = 0, vision_num_heads = 0;
   std::int64_t vision_patches = 0;
-  std::string weight_dtype;  // of the linears as stored: "f32", "bf16", "f16", "e4m3"
+  std::string
+      weight_dtype;  // of the linears as stored: "f32", "bf16", "f16", "e4m3", "int8", "int4"
   std::vector<std::string> warnings;
 };
 

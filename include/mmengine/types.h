@@ -15,7 +15,9 @@ namespace mmengine {
 
 using RequestId = std::uint64_t;
 
-enum class WeightDtype { automatic, f32, bf16, fp8 };  // automatic: as stored
+// automatic: as stored. int8, int4: codes with an f16 scale (int4: and minimum) per 32 weights, and
+// inputs quantised likewise; under int4 embedding and head are int8.
+enum class WeightDtype { automatic, f32, bf16, fp8, int8, int4 };
 // automatic: f32 beside f32 weights, or bf16. fp8: e4m3 of the values themselves, clamped to +-448.
 enum class KvDtype { automatic, f32, bf16, fp8 };
 enum class FinishReason { running, stop, length, cancelled, error };
@@ -170,8 +172,9 @@ struct ModelInfo {
   double rope_scaling_beta = 0, rope_scaling_context = 0;
   bool tied_embeddings = false;
   std::vector<std::int32_t> eos_ids;
-  std::string weight_dtype;  // "f32", "bf16", "fp8": the format of most weights
-  // As stored: "none", "fp8, weights only", "fp8, static activations", "fp8, dynamic activations".
+  std::string weight_dtype;  // "f32", "bf16", "fp8", "int8", "int4": the format of most weights
+  // As stored: "none", "fp8, weights only", "fp8, static activations", "fp8, dynamic activations",
+  // "int8, groups of 32", "int4, groups of 32".
   std::string quantization;
   std::optional<VisionInfo> vision;  // where there are tensors of a tower
   std::int64_t weights_bytes = 0;

@@ -15,6 +15,8 @@ class WeightDtype(enum.Enum):
     f32 = 1
     bf16 = 2
     fp8 = 3
+    int8 = 4
+    int4 = 5
 
 class KvDtype(enum.Enum):
     automatic = 0

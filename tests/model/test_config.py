@@ -98,6 +98,7 @@ def test_hf(tmp_path: Path) -> None:
         "rope_scaling": (0.0, 0.0),
         "dtype": "bf16",
         "fp8_linears": False,
+        "group_format": None,
         "activations": "none",
         "vision": None,
         "eos_ids": [2],

@@ -57,6 +57,7 @@ def test_medium(base: dict[str, Any], tmp_path: Path) -> None:
         "rope_scaling": (0.0, 0.0),
         "dtype": "bf16",
         "fp8_linears": True,
+        "group_format": None,
         "activations": "fixed",
         "vision": {
             "hidden_size": 1664,
@@ -149,6 +150,23 @@ def test_ending_tokens_of_both_objects_are_united(tmp_path: Path) -> None:
 def test_quantization(block: dict[str, Any] | None, activations: str, tmp_path: Path) -> None:
     config, _ = read(tmp_path, DEVSTRAL_PARAMS, quantization=block)
     assert (config["fp8_linears"], config["activations"]) == (block is not None, activations)
+
+
+@pytest.mark.parametrize("scheme", [{}, {"qscheme_act": "PER_TOKEN_GROUP"}])
+@pytest.mark.parametrize("groups", ["int8", "int4"])
+def test_groups(groups: str, scheme: dict[str, str], tmp_path: Path) -> None:
+    block = {"qformat_weight": f"{groups}_g32", **scheme}
+    config, _ = read(tmp_path, DEVSTRAL_PARAMS, quantization=block)
+    assert (config["group_format"], config["activations"]) == (groups, "none")
+    assert not config["fp8_linears"]
+
+
+def test_groups_have_one_scheme_for_their_inputs(tmp_path: Path) -> None:
+    block = {"qformat_weight": "int4_g32", "qscheme_act": "TENSOR"}
+    error = refused(tmp_path, DEVSTRAL_PARAMS, quantization=block)
+    assert isinstance(error, errors.UnsupportedModelError)
+    assert "quantization.qscheme_act" in str(error)
+    assert "'PER_TOKEN_GROUP' beside int8_g32 and int4_g32" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,11 @@ const char* scheme_name(ActivationScheme scheme) {
   return kNames[static_cast<std::size_t>(scheme)];
 }
 
+py::object group_name(std::optional<WeightFormat> format) {
+  if (!format) return py::none();
+  return py::str(*format == WeightFormat::int4 ? "int4" : "int8");
+}
+
 py::object vision(const VisionConfig& read) {
   py::dict values;
   values["hidden_size"] = read.hidden_size;
@@ -91,6 +96,7 @@ py::tuple config(const std::string& directory) {
   values["dtype"] = dtype_name(read.dtype);
   values["fp8_linears"] = read.fp8_linears;
   values["activations"] = scheme_name(read.activations);
+  values["group_format"] = group_name(read.group_format);
   values["vision"] = read.vision ? vision(*read.vision) : py::none();
   values["eos_ids"] = read.eos_ids;
   return py::make_tuple(values, warnings);
@@ -116,15 +122,18 @@ py::tuple rope(const std::string& directory, std::int64_t head_dim,
   return py::make_tuple(py::array_t<float>(pairs, inverse.data()), cos, sin);
 }
 
-// As a model of so many layers with, if asked for, static activation scales, a head of its own and
-// a vision tower of so many layers.
+// As a model of so many layers with, if asked for, static activation scales, a head of its own, a
+// vision tower of so many layers and weights in groups, "int8" or "int4".
 Checkpoint open_checkpoint(const std::string& directory, std::int64_t num_layers, bool fixed,
-                           bool tied, std::int64_t vision_layers) {
+                           bool tied, std::int64_t vision_layers, const std::string& groups) {
   ModelConfig config;
   config.num_layers = num_layers;
   config.tied_embeddings = tied;
   config.fp8_linears = true;  // else activation scales are news, and a warning
   if (fixed) config.activations = ActivationScheme::fixed;
+  if (!groups.empty()) {
+    config.group_format = groups == "int4" ? WeightFormat::int4 : WeightFormat::int8;
+  }
   if (vision_layers > 0) {
     config.vision.emplace();
     config.vision->num_layers = vision_layers;
@@ -170,7 +179,8 @@ PYBIND11_MODULE(MM_MODULE, module) {
       py::arg("directory"), py::arg("name"), py::arg("max_bytes"));
   py::class_<Checkpoint>(module, "Checkpoint")
       .def(py::init(&mmengine::open_checkpoint), py::arg("directory"), py::arg("num_layers"),
-           py::arg("fixed") = false, py::arg("tied") = true, py::arg("vision_layers") = 0)
+           py::arg("fixed") = false, py::arg("tied") = true, py::arg("vision_layers") = 0,
+           py::arg("groups") = "")
       .def("names", &Checkpoint::names)
       .def("draft_head",
            [](const Checkpoint& c) { return c.kind() == mmengine::CheckpointKind::draft_head; })
