@@ -25,7 +25,7 @@ def padded(x: Any, mode: str = "constant") -> Array:
 
 @dataclass
 class Groups:
-    """codes [rows, groups, 32], zeros beyond k; scale and, of int4, minimum float16 [rows, groups]."""
+    """codes [rows, groups, 32], zeros beyond k; scale, of int4 minimum: float16 [rows, groups]."""
 
     codes: Array
     scale: Array
