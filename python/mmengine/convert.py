@@ -9,34 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import cast, get_args
 
 from mmengine.convert_checkpoint import is_pickle, open_checkpoint, pickle_error
 from mmengine.convert_gguf import open_gguf
-from mmengine.convert_output import MANIFEST, OutputDirectory, OutputFile
-from mmengine.convert_source import Source, SourceTensor
-from mmengine.errors import ModelFormatError, ModelNotFoundError, UsageError
+from mmengine.convert_output import MANIFEST, OutputDirectory
+from mmengine.convert_source import Source
+from mmengine.convert_tensors import WeightDtype, safetensors_header, stored_dtypes, write_tensor
+from mmengine.errors import ModelNotFoundError, UsageError
 from mmengine.messages import quoted
 from mmengine.progress import Advance, bar
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-WeightDtype = Literal["bf16", "f32", "fp8"]
-
 FORMAT = 1
-_E4M3_MAX = 448.0
 _WEIGHT_ONLY = {"qformat_weight": "fp8_e4m3", "qscheme_act": "WEIGHT_ONLY"}
-_PIECE_ITEMS = 4 << 20
 _HASH_BYTES = 4 << 20
-_STORED = {"bf16": ("BF16", 2), "f32": ("F32", 4), "fp8": ("F8_E4M3", 1)}
-# The largest float32 that stays finite in the stored type; NaN and infinities are above it too.
-_LARGEST = {"bf16": 3.3895313892515355e38, "f32": 3.4028234663852886e38}
-_LARGEST["fp8"] = _LARGEST["f32"]
 
 
 def convert(
@@ -67,8 +55,8 @@ def convert(
     destination = _checked_destination(source, destination)
     opened = _open(source)
     try:
-        dtypes = _dtypes(opened.tensors, dtype)
-        header, tensor_bytes = _safetensors_header(opened.tensors, dtypes)
+        dtypes = stored_dtypes(opened.tensors, dtype)
+        header, tensor_bytes = safetensors_header(opened.tensors, dtypes)
         needed = tensor_bytes + len(header) + sum(map(len, opened.texts.values()))
         source_bytes = sum(path.stat().st_size for path in opened.inputs)
         with (
@@ -88,7 +76,7 @@ def convert(
             with output.file("consolidated.safetensors") as file:
                 file.write(header)
                 for name, tensor in opened.tensors.items():
-                    _write_tensor(file, tensor, dtypes[name], advance)
+                    write_tensor(file, tensor, dtypes[name], advance)
             output.write_json(
                 MANIFEST,
                 {
@@ -143,126 +131,6 @@ def _checked_destination(source: Path, destination: Path) -> Path:
     return destination
 
 
-def _dtypes(tensors: dict[str, SourceTensor], dtype: WeightDtype) -> dict[str, WeightDtype]:
-    """What each matrix is written as; a table that is read a row at a time gains nothing by fp8."""
-    dtypes = dict.fromkeys(tensors, dtype)
-    if dtype == "fp8" and "output.weight" in tensors:
-        dtypes["tok_embeddings.weight"] = "bf16"
-    return dtypes
-
-
-def _safetensors_header(
-    tensors: dict[str, SourceTensor], dtypes: dict[str, WeightDtype]
-) -> tuple[bytes, int]:
-    entries: dict[str, Any] = {}
-    end = 0
-
-    def add(name: str, stored: str, shape: tuple[int, ...], item_bytes: int) -> None:
-        nonlocal end
-        begin, end = end, end + item_bytes * _product(shape)
-        entries[name] = {"dtype": stored, "shape": list(shape), "data_offsets": [begin, end]}
-
-    for name, tensor in tensors.items():
-        if len(tensor.shape) == 1:
-            add(name, "F32", tensor.shape, 4)
-            continue
-        add(name, _STORED[dtypes[name]][0], tensor.shape, _STORED[dtypes[name]][1])
-        if dtypes[name] != "fp8":
-            continue
-        stem, scale_shape = name.removesuffix(".weight"), tensor.shape[:1]
-        if tensor.fp8 is not None:
-            scale_shape = tensor.fp8.weight_scale.shape
-        add(f"{stem}.qscale_weight", "F32", scale_shape, 4)
-        if tensor.fp8 is not None and tensor.fp8.input_scale is not None:
-            add(f"{stem}.qscale_act", "F32", tensor.fp8.input_scale.shape, 4)
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, end
-
-
-def _write_tensor(
-    file: OutputFile, tensor: SourceTensor, dtype: WeightDtype, advance: Advance
-) -> None:
-    import numpy as np
-
-    if len(tensor.shape) == 1:
-        values = tensor.read(0, 1)
-        _check_finite(values, 0, tensor, _LARGEST["f32"])
-        _put(file, values, advance)
-        return
-    rows, columns = tensor.shape
-    stored = tensor.fp8 if dtype == "fp8" else None
-    step = max(1, _PIECE_ITEMS // columns // tensor.row_step) * tensor.row_step
-    scales = []
-    for start in range(0, rows, step):
-        values = tensor.read(start, min(rows, start + step))
-        _check_finite(values, start, tensor, _LARGEST[dtype])
-        if stored is not None:
-            _put(file, stored.codes(start, min(rows, start + step)), advance)
-        elif dtype == "fp8":
-            codes, scale = quantize_fp8(values)
-            scales.append(scale)
-            _put(file, codes, advance)
-        else:
-            _put(file, _ENCODERS[dtype](values), advance)
-    if scales:
-        _put(file, np.concatenate(scales), advance)
-    if stored is not None:
-        _put(file, stored.weight_scale, advance)
-        if stored.input_scale is not None:
-            _put(file, stored.input_scale, advance)
-
-
-def quantize_fp8(
-    values: npt.NDArray[np.float32],
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """float32 [rows, columns] -> E4M3 codes (uint8, same shape) and float32 scales [rows].
-
-    A row's largest magnitude becomes 448; codes * scale gives the row back.
-    """
-    import ml_dtypes
-    import numpy as np
-
-    scale = np.abs(values).max(axis=1) / np.float32(_E4M3_MAX)
-    scale[scale == 0.0] = 1.0  # a row of zeros, or of numbers too small for a scale
-    scaled = np.clip(values / scale[:, None], -_E4M3_MAX, _E4M3_MAX)
-    return scaled.astype(ml_dtypes.float8_e4m3fn).view(np.uint8), scale
-
-
-def _to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-    import ml_dtypes
-
-    return values.astype(ml_dtypes.bfloat16)
-
-
-_ENCODERS: dict[str, Callable[[Any], Any]] = {"bf16": _to_bf16, "f32": lambda values: values}
-
-
-def _put(file: OutputFile, values: npt.NDArray[Any], advance: Advance) -> None:
-    import numpy as np
-
-    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
-    file.write(data)
-    advance(len(data))
-
-
-def _check_finite(
-    values: npt.NDArray[np.float32], first_row: int, tensor: SourceTensor, largest: float
-) -> None:
-    import numpy as np
-
-    if np.abs(values).max() <= largest:
-        return
-    row, column = (int(i) for i in np.argwhere(~(np.abs(values) <= largest))[0])
-    index = [column] if len(tensor.shape) == 1 else [first_row + row, column]
-    raise ModelFormatError(
-        f"{tensor.label}: {values[row, column]} at {index}, expected finite numbers; "
-        "download the model again",
-        code="non_finite",
-        tensor=tensor.label.rpartition("tensor ")[2],
-    )
-
-
 def _digest(paths: list[Path], advance: Advance) -> dict[str, str]:
     """SHA-256 of the file, or of all files one after the other."""
     digest = hashlib.sha256()
@@ -272,13 +140,6 @@ def _digest(paths: list[Path], advance: Advance) -> dict[str, str]:
                 digest.update(data)
                 advance(len(data))
     return {"sha256": digest.hexdigest()}
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for dimension in shape:
-        total *= dimension
-    return total
 
 
 def _version() -> str:

@@ -12,7 +12,8 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 import tiny_model
-from mmengine.convert import convert, quantize_fp8
+from mmengine.convert import convert
+from mmengine.convert_tensors import quantize_fp8
 from mmengine.errors import (
     ModelFormatError,
     UnsupportedModelError,

@@ -232,7 +232,7 @@ def test_what_a_killed_process_leaves_is_cleaned(tmp_path: Path, source: Path) -
 
 
 def test_memory_does_not_grow_with_the_tensor() -> None:
-    from mmengine.convert import _write_tensor
+    from mmengine.convert_tensors import write_tensor
 
     pieces: list[tuple[int, int]] = []
 
@@ -245,7 +245,7 @@ def test_memory_does_not_grow_with_the_tensor() -> None:
             assert len(data) <= 16 << 20
 
     tensor = SourceTensor((30_000, 4096), "file: tensor t", read, row_step=48)
-    _write_tensor(Sink(), tensor, "f32", lambda count: None)  # type: ignore[arg-type]
+    write_tensor(Sink(), tensor, "f32", lambda count: None)  # type: ignore[arg-type]
     assert pieces[0][0] == 0
     assert pieces[-1][1] == 30_000
     assert all(start % 48 == 0 and stop - start <= 1024 for start, stop in pieces)
