@@ -139,8 +139,10 @@ def build_parser() -> argparse.ArgumentParser:
         "destination", nargs="?", help="new directory (default: beside the source)"
     )
     convert.add_argument(
-        "--weight-dtype", dest="target_dtype", choices=("bf16", "f32", "fp8"), default="bf16",
-        help="type of the stored weights (default bf16)",
+        "--weight-dtype", dest="target_dtype", choices=("bf16", "f32", "fp8", "int8", "int4"),
+        default="bf16",
+        help="type of the stored weights (default bf16); GGUF's Q4_1 is int4 and Q8_0 int8 without "
+        "loss",
     )  # fmt: skip
     convert.add_argument("--force", action="store_true", help="replace an existing destination")
     fetch = verb("fetch", "download a model into the cache", engine=False)

@@ -8,7 +8,6 @@ pieces of some megabytes. The source is only read; the directory appears whole o
 from __future__ import annotations
 
 import hashlib
-import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast, get_args
@@ -23,7 +22,11 @@ from mmengine.messages import quoted
 from mmengine.progress import Advance, bar
 
 FORMAT = 1
-_WEIGHT_ONLY = {"qformat_weight": "fp8_e4m3", "qscheme_act": "WEIGHT_ONLY"}
+_QUANTIZATION = {
+    "fp8": {"qformat_weight": "fp8_e4m3", "qscheme_act": "WEIGHT_ONLY"},
+    "int8": {"qformat_weight": "int8_g32", "qscheme_act": "PER_TOKEN_GROUP"},
+    "int4": {"qformat_weight": "int4_g32", "qscheme_act": "PER_TOKEN_GROUP"},
+}
 _HASH_BYTES = 4 << 20
 
 
@@ -37,19 +40,25 @@ def convert(
 ) -> Path:
     """Writes `source` (GGUF file, or directory in HF or Mistral layout) as an engine directory.
 
-    weight_dtype is the type of the matrices: "bf16", "f32", or "fp8" (E4M3 codes with one F32
-    scale a row, head included; an embedding that is not the head, too, is BF16, as the loader
-    makes it); norms stay F32. Linears that are FP8 already keep
-    codes and scales, those of their inputs too, under "fp8"; else they become what they stand for
-    and their inputs are no longer rounded. `force` replaces an older engine
-    directory. `progress` is that of mmengine.progress.bar. Returns `destination`, resolved.
+    weight_dtype is the type of the matrices; norms stay F32.
+      "bf16", "f32";
+      "fp8": E4M3 codes with one F32 scale a row, head included; an embedding that is not the head,
+        too, is BF16, as the loader makes it. Linears that are FP8 already keep codes and scales,
+        those of their inputs too; under the other types they become what they stand for, and
+        their inputs are no longer rounded;
+      "int8": codes with one F16 scale per 32 weights of a row;
+      "int4": 4-bit codes with an F16 scale and an F16 minimum per 32; embedding and head are int8.
+    What the source has in int8 or int4 already, as GGUF's Q8_0 and Q4_1 are, is taken over as it
+    is under the same type. `force` replaces an older engine directory. `progress` is that of
+    mmengine.progress.bar. Returns `destination`, resolved.
 
     Raises UsageError for the arguments and the destination, ModelNotFoundError,
     ModelFormatError and UnsupportedModelError for the source, OutputError when writing fails.
     """
     if weight_dtype not in get_args(WeightDtype):
         raise UsageError(
-            f"weight_dtype: {quoted(weight_dtype)} is not a conversion, expected bf16, f32 or fp8"
+            f"weight_dtype: {quoted(weight_dtype)} is not a conversion, expected one of "
+            f"{', '.join(get_args(WeightDtype))}"
         )
     dtype = cast(WeightDtype, weight_dtype)
     destination = _checked_destination(source, destination)
@@ -65,10 +74,10 @@ def convert(
         ):
             origin = {"name": opened.name, "size": source_bytes, **_digest(opened.inputs, advance)}
             params = dict(opened.params)
-            if dtype == "fp8":
-                params.setdefault("quantization", _WEIGHT_ONLY)
-            else:
+            if dtype != "fp8":  # what is there is how the source's FP8 linears are computed
                 params.pop("quantization", None)
+            if dtype in _QUANTIZATION:
+                params.setdefault("quantization", _QUANTIZATION[dtype])
             output.write_json("params.json", params)
             for name, data in opened.texts.items():
                 with output.file(name) as file:

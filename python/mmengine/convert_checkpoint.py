@@ -1,9 +1,9 @@
 """A checkpoint directory in HF or Mistral layout as a source of the converter.
 
-Dense Llama and Mistral models with F32, F16, BF16 or FP8 weights. The loader's own reader checks
-config and files first: what it refuses is refused here with the same error. HF files keep
-the rows of the query and key projections in half-split RoPE order; they are put back into the
-native order (adjacent pairs) head by head.
+Dense Llama and Mistral models with F32, F16, BF16 or FP8 weights, or int8 and int4 as converted
+here. The loader's own reader checks config and files first: what it refuses is refused here with
+the same error. HF files keep the rows of the query and key projections in half-split RoPE order;
+they are put back into the native order (adjacent pairs) head by head.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmengine.convert_groups import GroupDtype, Groups, dequantize_groups, stored_columns
 from mmengine.convert_source import (
     Source,
     SourceTensor,
     StoredFp8,
+    StoredGroups,
     check_shape,
     native_shapes,
 )
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _FP8 = "F8_E4M3"
 _DTYPES = ("F32", "F16", "BF16", _FP8)
+_GROUP_DTYPES: dict[str, GroupDtype] = {"I8": "int8", "U8": "int4"}
 _SCHEMES = {"static": "TENSOR", "dynamic": "NO_SCALES", "weights only": "WEIGHT_ONLY"}
 _TEXTS = (
     "tokenizer.json",
@@ -114,7 +117,15 @@ def open_checkpoint(directory: Path) -> Source:
             )
         tensor = located[stored[0]]
         label = f"{tensor.path.name}: tensor {quoted(stored[0])}"
-        check_shape(label, stored[0], tensor.shape, shape)
+        groups = _stored_groups(stored[0], located) if native else None
+        expected = shape
+        if groups is not None and len(shape) == 2:
+            expected = (shape[0], stored_columns(groups.dtype, shape[1]))
+        check_shape(label, stored[0], tensor.shape, expected)
+        if groups is not None:
+            read = _dequantised_groups(groups, shape[-1])
+            tensors[name] = SourceTensor(shape, label, read, groups=groups)
+            continue
         if tensor.dtype not in _DTYPES:
             raise UnsupportedModelError(
                 f"{label}: dtype {tensor.dtype}, expected one of {', '.join(_DTYPES)}",
@@ -215,6 +226,25 @@ def _dequantised(fp8: StoredFp8) -> Read:
     return rows
 
 
+def _stored_groups(name: str, located: dict[str, _StoredTensor]) -> StoredGroups | None:
+    """A matrix that `convert` made in a group format; None: it is of another."""
+    tensor, stem = located[name], name.removesuffix(".weight")
+    dtype = _GROUP_DTYPES.get(tensor.dtype)
+    scale, minimum = (located.get(f"{stem}.{end}") for end in ("weight_scale", "weight_min"))
+    if dtype is None or scale is None or (minimum is None) != (dtype == "int8"):
+        return None
+
+    def read(start: int, stop: int) -> Groups:
+        low = None if minimum is None else minimum.rows(start, stop)
+        return Groups(tensor.rows(start, stop), scale.rows(start, stop), low)
+
+    return StoredGroups(dtype, read)
+
+
+def _dequantised_groups(groups: StoredGroups, columns: int) -> Read:
+    return lambda start, stop: dequantize_groups(groups.read(start, stop), columns)
+
+
 def _params(config: dict[str, Any], quantization: str) -> dict[str, Any]:
     """The config as the loader reads it, in the words of params.json."""
     params = {
@@ -246,7 +276,7 @@ def _params(config: dict[str, Any], quantization: str) -> dict[str, Any]:
             "beta": config["rope_scaling_beta"],
         }
     for word, scheme in _SCHEMES.items():
-        if word in quantization:
+        if quantization.startswith("fp8") and word in quantization:
             params["quantization"] = {"qformat_weight": "fp8_e4m3", "qscheme_act": scheme}
     return params
 
@@ -325,7 +355,7 @@ class _StoredTensor:
         import ml_dtypes
         import numpy as np
 
-        kinds = {"F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
+        kinds = {"F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "I8": "i1", "U8": "u1"}
         kind = kinds.get(self.dtype, ml_dtypes.float8_e4m3fn)
         # A fresh map each time: its pages leave memory with it.
         return np.memmap(self.path, kind, "r", self._offset, self.shape)

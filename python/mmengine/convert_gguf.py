@@ -1,7 +1,8 @@
 """A GGUF file of a dense Llama model as a source of the converter.
 
 llama-arch GGUF keeps the rows of the query and key projections in the order of the Mistral layout
-(adjacent RoPE pairs), so tensors are renamed and dequantised, never permuted.
+(adjacent RoPE pairs), so tensors are renamed and dequantised, never permuted. Q8_0 and Q4_1, which
+are int8 and int4 under other names, can also be had as they are.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from mmengine.convert_source import (
     Source,
     SourceTensor,
+    StoredGroups,
     check_names,
     check_params,
     check_shape,
@@ -19,6 +21,7 @@ from mmengine.convert_source import (
 )
 from mmengine.convert_tokenizer import build_tokenizer
 from mmengine.errors import ModelFormatError, UnsupportedModelError
+from mmengine.gguf_groups import GROUP_TYPES, groups_of_blocks
 from mmengine.gguf_reader import SUPPORTED_TYPES, GgufFile, GgufTensor
 from mmengine.messages import quoted
 
@@ -91,12 +94,24 @@ def _source(file: GgufFile) -> Source:
                 file=str(file.path),
                 tensor=tensor.name,
             )
-        tensors[name] = SourceTensor(shape, label, _reader(file, tensor))
+        groups = _groups(file, tensor)
+        tensors[name] = SourceTensor(shape, label, _reader(file, tensor), groups=groups)
     return Source(where, [file.path], params, tensors, texts, file.close)
 
 
 def _reader(file: GgufFile, tensor: GgufTensor) -> Any:
     return lambda start, stop: file.read_rows(tensor, start, stop)
+
+
+def _groups(file: GgufFile, tensor: GgufTensor) -> StoredGroups | None:
+    if tensor.type_name not in GROUP_TYPES or len(tensor.shape) != 2:
+        return None
+    return StoredGroups(
+        GROUP_TYPES[tensor.type_name],
+        lambda start, stop: groups_of_blocks(
+            file.read_blocks(tensor, start, stop), tensor.type_name
+        ),
+    )
 
 
 def _params(file: GgufFile, where: str) -> dict[str, Any]:

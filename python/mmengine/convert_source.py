@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmengine.convert_groups import GroupDtype, Groups
 from mmengine.errors import ModelFormatError, UnsupportedModelError
 from mmengine.messages import quoted
 
@@ -47,6 +48,14 @@ class StoredFp8:
 
 
 @dataclass(frozen=True)
+class StoredGroups:
+    """A matrix that the source has in int8 or int4 already."""
+
+    dtype: GroupDtype
+    read: Callable[[int, int], Groups]  # rows [start, stop)
+
+
+@dataclass(frozen=True)
 class SourceTensor:
     """A matrix [rows, columns] or a vector (shape of rank 1, read as one row)."""
 
@@ -55,6 +64,7 @@ class SourceTensor:
     read: Callable[[int, int], Rows]  # rows [start, stop) as float32 [stop - start, columns]
     row_step: int = 1  # start and stop are multiples of this
     fp8: StoredFp8 | None = None
+    groups: StoredGroups | None = None
 
 
 @dataclass

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmengine.convert_groups import GroupDtype, Groups, group_count, quantize_groups, stored_columns
 from mmengine.convert_output import OutputFile
 from mmengine.convert_source import SourceTensor
 from mmengine.errors import ModelFormatError
@@ -16,19 +17,28 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-WeightDtype = Literal["bf16", "f32", "fp8"]
+WeightDtype = Literal["bf16", "f32", "fp8", "int8", "int4"]
 
+_TABLES = {"tok_embeddings.weight", "output.weight"}
 _E4M3_MAX = 448.0
+_REACH = {"int8": 127 * 65504, "int4": 65504}  # about: float16 ends at 65504
 _PIECE_ITEMS = 4 << 20
 _STORED = {"bf16": ("BF16", 2), "f32": ("F32", 4), "fp8": ("F8_E4M3", 1)}
+_STORED |= {"int8": ("I8", 1), "int4": ("U8", 1)}
 # The largest float32 that stays finite in the stored type; NaN and infinities are above it too.
 _LARGEST = {"bf16": 3.3895313892515355e38, "f32": 3.4028234663852886e38}
-_LARGEST["fp8"] = _LARGEST["f32"]
+_LARGEST |= dict.fromkeys(("fp8", "int8", "int4"), _LARGEST["f32"])
 
 
 def stored_dtypes(tensors: dict[str, SourceTensor], dtype: WeightDtype) -> dict[str, WeightDtype]:
-    """What each matrix is written as; a table that is read a row at a time gains nothing by fp8."""
+    """What each matrix is written as.
+
+    A table that is read a row at a time gains nothing by fp8; beside int4 linears table and head
+    are int8.
+    """
     dtypes = dict.fromkeys(tensors, dtype)
+    if dtype == "int4":
+        dtypes |= dict.fromkeys(_TABLES & tensors.keys(), "int8")
     if dtype == "fp8" and "output.weight" in tensors:
         dtypes["tok_embeddings.weight"] = "bf16"
     return dtypes
@@ -50,10 +60,17 @@ def safetensors_header(
         if len(tensor.shape) == 1:
             add(name, "F32", tensor.shape, 4)
             continue
-        add(name, _STORED[dtypes[name]][0], tensor.shape, _STORED[dtypes[name]][1])
-        if dtypes[name] != "fp8":
+        dtype, stem, (rows, columns) = dtypes[name], name.removesuffix(".weight"), tensor.shape
+        if dtype == "int8" or dtype == "int4":
+            add(name, _STORED[dtype][0], (rows, stored_columns(dtype, columns)), 1)
+            add(f"{stem}.weight_scale", "F16", (rows, group_count(columns)), 2)
+            if dtype == "int4":
+                add(f"{stem}.weight_min", "F16", (rows, group_count(columns)), 2)
             continue
-        stem, scale_shape = name.removesuffix(".weight"), tensor.shape[:1]
+        add(name, _STORED[dtype][0], tensor.shape, _STORED[dtype][1])
+        if dtype != "fp8":
+            continue
+        scale_shape = tensor.shape[:1]
         if tensor.fp8 is not None:
             scale_shape = tensor.fp8.weight_scale.shape
         add(f"{stem}.qscale_weight", "F32", scale_shape, 4)
@@ -69,7 +86,8 @@ def write_tensor(
 ) -> None:
     """Appends one tensor and its scales, in the order of the header.
 
-    Raises ModelFormatError for a value that is not finite, and OutputError.
+    Raises ModelFormatError for a value that is not finite or that the type has no scale for, and
+    OutputError.
     """
     import numpy as np
 
@@ -78,15 +96,16 @@ def write_tensor(
         _check_finite(values, 0, tensor, _LARGEST["f32"])
         _put(file, values, advance)
         return
-    rows, columns = tensor.shape
+    if dtype == "int8" or dtype == "int4":
+        _write_groups(file, tensor, dtype, advance)
+        return
     stored = tensor.fp8 if dtype == "fp8" else None
-    step = max(1, _PIECE_ITEMS // columns // tensor.row_step) * tensor.row_step
     scales = []
-    for start in range(0, rows, step):
-        values = tensor.read(start, min(rows, start + step))
+    for start, stop in _pieces(tensor):
+        values = tensor.read(start, stop)
         _check_finite(values, start, tensor, _LARGEST[dtype])
         if stored is not None:
-            _put(file, stored.codes(start, min(rows, start + step)), advance)
+            _put(file, stored.codes(start, stop), advance)
         elif dtype == "fp8":
             codes, scale = quantize_fp8(values)
             scales.append(scale)
@@ -99,6 +118,61 @@ def write_tensor(
         _put(file, stored.weight_scale, advance)
         if stored.input_scale is not None:
             _put(file, stored.input_scale, advance)
+
+
+def _pieces(tensor: SourceTensor) -> Iterator[tuple[int, int]]:
+    """Rows [start, stop) of some megabytes, one after the other."""
+    rows, columns = tensor.shape
+    step = max(1, _PIECE_ITEMS // columns // tensor.row_step) * tensor.row_step
+    return ((start, min(rows, start + step)) for start in range(0, rows, step))
+
+
+def _write_groups(
+    file: OutputFile, tensor: SourceTensor, dtype: GroupDtype, advance: Advance
+) -> None:
+    import numpy as np
+
+    scales, minimums = [], []
+    for start, stop in _pieces(tensor):
+        groups = _groups(tensor, dtype, start, stop)
+        _put(file, groups.codes, advance)
+        scales.append(groups.scale)
+        if groups.minimum is not None:
+            minimums.append(groups.minimum)
+    _put(file, np.concatenate(scales), advance)
+    if minimums:
+        _put(file, np.concatenate(minimums), advance)
+
+
+def _groups(tensor: SourceTensor, dtype: GroupDtype, start: int, stop: int) -> Groups:
+    """Rows as the source has them where it has this very type, else quantised."""
+    if tensor.groups is not None and tensor.groups.dtype == dtype:
+        groups = tensor.groups.read(start, stop)
+        if _overflowing_row(groups) is not None:
+            _check_finite(tensor.read(start, stop), start, tensor, _LARGEST[dtype])
+    else:
+        values = tensor.read(start, stop)
+        _check_finite(values, start, tensor, _LARGEST[dtype])
+        groups = quantize_groups(values, dtype)
+    row = _overflowing_row(groups)
+    if row is None:
+        return groups
+    raise ModelFormatError(
+        f"{tensor.label}: row {start + row} has a value that no float16 scale of {dtype} reaches, "
+        f"expected at most {_REACH[dtype]} in magnitude; convert to fp8 or bf16",
+        code="scale",
+        tensor=tensor.label.rpartition("tensor ")[2],
+    )
+
+
+def _overflowing_row(groups: Groups) -> int | None:
+    """The first row with a scale or minimum that is not finite."""
+    import numpy as np
+
+    finite = np.isfinite(groups.scale).all(axis=1)
+    if groups.minimum is not None:
+        finite &= np.isfinite(groups.minimum).all(axis=1)
+    return None if finite.all() else int(finite.argmin())
 
 
 def quantize_fp8(

@@ -105,6 +105,15 @@ class GgufFile:
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
+        blocks = self.read_blocks(tensor, start, stop)
+        with np.errstate(all="ignore"):  # a damaged scale is the caller's to notice
+            values = dequantize(blocks, GGMLQuantizationType(tensor.type_id))
+        return values.astype(np.float32, copy=False)
+
+    def read_blocks(self, tensor: GgufTensor, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """The same rows as they are stored, uint8 [rows, bytes of a row]."""
+        import numpy as np
+
         if tensor.type_name not in SUPPORTED_TYPES:
             raise UnsupportedModelError(
                 f"{self.path.name}: tensor {quoted(tensor.name)}: type {tensor.type_name} is not "
@@ -117,9 +126,7 @@ class GgufFile:
         row_bytes = tensor.size // rows
         self._offset = self._file.seek(tensor.offset + start * row_bytes)
         data = self._take((stop - start) * row_bytes)
-        codes = np.frombuffer(data, np.uint8).reshape(stop - start, row_bytes)
-        values = dequantize(codes, GGMLQuantizationType(tensor.type_id))
-        return values.astype(np.float32, copy=False)
+        return np.frombuffer(data, np.uint8).reshape(stop - start, row_bytes)
 
     # -- header ---------------------------------------------------------------------------------
 

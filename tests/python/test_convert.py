@@ -180,7 +180,7 @@ def test_malformed_models(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("dtype", ["bf16", "f32", "fp8"])
+@pytest.mark.parametrize("dtype", ["bf16", "f32", "fp8", "int8", "int4"])
 def test_non_finite_weight(tmp_path: Path, dtype: str, value: float) -> None:
     values = tiny_model.weights()["layers.1.attention.wv.weight"]
     values[5, 7] = value

@@ -1,0 +1,323 @@
+"""int8 and int4: the numbers bit by bit, what is taken over as it is, and what has no scale."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Kind
+from make_tiny_model import make_tiny_model
+from safetensors.numpy import load_file
+
+import tiny_model
+from mmengine.convert import convert
+from mmengine.convert_groups import dequantize_groups, quantize_groups
+from mmengine.errors import ModelFormatError
+from mmengine.gguf_groups import groups_of_blocks
+from tiny_model import entries
+
+F32 = np.float32
+DTYPES = ["int8", "int4"]
+TABLES = ("tok_embeddings.weight", "output.weight")
+
+
+def half(value: F32) -> float:
+    """The nearest float16, ties to even; an OverflowError beyond."""
+    return struct.unpack("<e", struct.pack("<e", float(value)))[0]
+
+
+def int8_of(group: list[F32]) -> tuple[list[int], float]:
+    """One group by the definition, a number at a time."""
+    scale = half(max(abs(w) for w in group) / F32(127))
+    if scale == 0:
+        return [0] * len(group), scale
+    return [max(-127, min(127, round(float(w / F32(scale))))) for w in group], scale
+
+
+def int4_of(group: list[F32]) -> tuple[list[int], float, float]:
+    low, high = min(group), max(group)
+    minimum, scale = half(low), half((high - low) / F32(15))
+    if scale == 0:
+        return [0] * len(group), scale, minimum
+    steps = [(w - F32(minimum)) / F32(scale) for w in group]
+    return [max(0, min(15, round(float(step)))) for step in steps], scale, minimum
+
+
+def nibbles(packed: np.ndarray, columns: int) -> np.ndarray:
+    """Codes [rows, columns] of packed rows; what is beyond must be zeros."""
+    rows = len(packed)
+    codes = np.zeros((rows, packed.shape[1] * 2), np.uint8)
+    for group in range(packed.shape[1] // 16):
+        for j in range(16):
+            codes[:, 32 * group + j] = packed[:, 16 * group + j] % 16
+            codes[:, 32 * group + 16 + j] = packed[:, 16 * group + j] // 16
+    assert not codes[:, columns:].any()
+    return codes[:, :columns]
+
+
+def groups(row: np.ndarray) -> Iterator[tuple[slice, list[F32]]]:
+    for start in range(0, len(row), 32):
+        yield slice(start, start + 32), list(row[start : start + 32])
+
+
+def hard_values(columns: int) -> np.ndarray:
+    """Rows of every size, with groups of zeros, of one number, and too small for a scale."""
+    draw = np.random.default_rng(columns)
+    values = draw.normal(0, 1, (40, columns)) * 2.0 ** draw.integers(-24, 12, (40, 1))
+    values[1] = 0.0
+    values[2] = -0.7
+    values[3] *= 1e-9
+    values[4, :] = 60000 + draw.integers(0, 2, columns) * 2.0**-8
+    values[5] = np.abs(values[5])
+    values[6] = -np.abs(values[6])
+    values[7] = draw.integers(-127, 128, columns) * 0.5  # ties
+    values[8] = draw.integers(0, 31, columns) * 0.5
+    return values.astype(F32)
+
+
+@pytest.mark.parametrize("columns", [32, 96, 80, 7, 1])
+def test_int8_bits(columns: int) -> None:
+    values = hard_values(columns)
+    made = quantize_groups(values, "int8")
+    assert (made.codes.dtype, made.codes.shape) == (np.int8, values.shape)
+    assert (made.scale.dtype, made.minimum) == (np.float16, None)
+    back = dequantize_groups(made, columns)
+    for row, scales, codes, found in zip(values, made.scale, made.codes, back, strict=True):
+        for (part, group), scale in zip(groups(row), scales, strict=True):
+            expected, step = int8_of(group)
+            assert (list(codes[part]), float(scale)) == (expected, step)
+            assert list(found[part]) == [F32(code) * F32(step) for code in expected]
+
+
+@pytest.mark.parametrize("columns", [32, 96, 80, 7, 1])
+def test_int4_bits(columns: int) -> None:
+    values = hard_values(columns)
+    made = quantize_groups(values, "int4")
+    assert made.minimum is not None
+    assert made.codes.shape == (40, 16 * -(-columns // 32))
+    unpacked, back = nibbles(made.codes, columns), dequantize_groups(made, columns)
+    for i, row in enumerate(values):
+        for j, (part, group) in enumerate(groups(row)):
+            expected, step, low = int4_of(group)
+            assert list(unpacked[i, part]) == expected
+            assert (float(made.scale[i, j]), float(made.minimum[i, j])) == (step, low)
+            values_of = [F32(code) * F32(step) + F32(low) for code in expected]
+            assert list(back[i, part]) == values_of
+
+
+def test_many_rows_are_as_one() -> None:
+    """The quantiser works by blocks of rows."""
+    values = np.random.default_rng(5).normal(0, 1, (3000, 80)).astype(F32)
+    for dtype in DTYPES:
+        whole = quantize_groups(values, dtype)
+        for row in (0, 818, 819, 820, 2999):
+            one = quantize_groups(values[row : row + 1], dtype)
+            assert np.array_equal(whole.codes[row], one.codes[0])
+            assert whole.scale[row].tobytes() == one.scale[0].tobytes()
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def stored(directory: Path) -> dict[str, np.ndarray]:
+    """Tensors as the reference reader gives them; neither BF16 nor FP8 are in these files."""
+    return load_file(directory / "consolidated.safetensors")
+
+
+def names_of(tensors: dict[str, Any], name: str) -> list[np.ndarray | None]:
+    stem = name.removesuffix(".weight")
+    return [tensors.get(f"{stem}.{end}") for end in ("weight", "weight_scale", "weight_min")]
+
+
+def value_of(tensors: dict[str, np.ndarray], name: str, columns: int) -> np.ndarray:
+    """What a stored matrix stands for."""
+    codes, scale, minimum = names_of(tensors, name)
+    assert codes is not None
+    assert scale is not None
+    whole = codes if minimum is None else nibbles(codes, columns)
+    wide = np.repeat(scale.astype(F32), 32, axis=1)[:, :columns]
+    values = whole.astype(F32) * wide
+    if minimum is not None:
+        values = values + np.repeat(minimum.astype(F32), 32, axis=1)[:, :columns]
+    return values
+
+
+def blocks_of(path: Path, name: str) -> np.ndarray:
+    """The bytes of a tensor in a GGUF file [rows, bytes], as another reader has them."""
+    reader = gguf.GGUFReader(path)
+    tensor = next(t for t in reader.tensors if t.name == tiny_model.gguf_name(name))
+    return np.array(tensor.data).reshape(int(tensor.shape[1]), -1).view(np.uint8)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_q4_1_is_int4_without_loss(tmp_path: Path, tied: bool) -> None:
+    meant = tiny_model.write_gguf(tmp_path / "m.gguf", Kind.Q4_1, tied)
+    made = stored(convert(tmp_path / "m.gguf", tmp_path / "out", "int4"))
+    for name, values in meant.items():
+        if values.ndim == 1:
+            np.testing.assert_array_equal(made[name], values)
+        elif name not in TABLES:
+            blocks = blocks_of(tmp_path / "m.gguf", name).reshape(len(values), -1, 20)
+            codes, scale, minimum = names_of(made, name)
+            assert codes is not None
+            assert codes.tobytes() == blocks[..., 4:].tobytes()
+            assert scale is not None
+            assert scale.tobytes() == blocks[..., 0:2].tobytes()
+            assert minimum is not None
+            assert minimum.tobytes() == blocks[..., 2:4].tobytes()
+            np.testing.assert_array_equal(value_of(made, name, values.shape[1]), values)
+    for name in TABLES[: 1 if tied else 2]:
+        codes, scale, minimum = names_of(made, name)
+        expected = quantize_groups(meant[name], "int8")
+        assert minimum is None
+        np.testing.assert_array_equal(codes, expected.codes)
+        np.testing.assert_array_equal(scale, expected.scale)
+    assert ("output.weight" in made) != tied
+    params = json.loads((tmp_path / "out" / "params.json").read_text())
+    assert params["quantization"] == {
+        "qformat_weight": "int4_g32",
+        "qscheme_act": "PER_TOKEN_GROUP",
+    }
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["weight_dtype"] == "int4"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_q8_0_is_int8_without_loss(tmp_path: Path, dtype: str) -> None:
+    meant = tiny_model.write_gguf(tmp_path / "m.gguf", Kind.Q8_0)
+    made = stored(convert(tmp_path / "m.gguf", tmp_path / "out", dtype))
+    for name, values in meant.items():
+        codes, scale, minimum = names_of(made, name)
+        if values.ndim == 1 or (dtype == "int4" and name not in TABLES):
+            continue
+        assert codes is not None
+        assert scale is not None
+        assert minimum is None
+        blocks = blocks_of(tmp_path / "m.gguf", name).reshape(len(values), -1, 34)
+        assert codes.tobytes() == blocks[..., 2:].tobytes()
+        assert scale.tobytes() == blocks[..., :2].tobytes()
+        np.testing.assert_array_equal(value_of(made, name, values.shape[1]), values)
+    if dtype == "int8":
+        params = json.loads((tmp_path / "out" / "params.json").read_text())
+        assert params["quantization"]["qformat_weight"] == "int8_g32"
+        assert not [name for name in made if name.endswith("_min")]
+
+
+@pytest.mark.parametrize("kind", [Kind.F32, Kind.BF16, Kind.Q4_0, Kind.Q6_K])
+def test_other_gguf_types_go_by_their_value(tmp_path: Path, kind: Kind) -> None:
+    meant = tiny_model.write_gguf(tmp_path / "m.gguf", kind)
+    for dtype in DTYPES:
+        made = stored(convert(tmp_path / "m.gguf", tmp_path / dtype, dtype))
+        for name, values in meant.items():
+            if values.ndim == 2:
+                own = "int8" if name in TABLES else dtype
+                expected = quantize_groups(values, own)
+                codes, scale, minimum = names_of(made, name)
+                np.testing.assert_array_equal(codes, expected.codes)
+                np.testing.assert_array_equal(scale, expected.scale)
+                assert (minimum is None) == (own == "int8")
+                if minimum is not None:
+                    np.testing.assert_array_equal(minimum, expected.minimum)
+
+
+def test_blocks_that_are_no_groups_are_quantised_anew() -> None:
+    draw = np.random.default_rng(2)
+    blocks = draw.integers(0, 256, (3, 4, 34), dtype=np.uint8)
+    blocks[..., 2:][blocks[..., 2:] == 128] = 129
+    blocks[..., :2] = np.array([0.25], np.float16).view(np.uint8)
+    blocks[0, 1, 9] = 128  # a code of -128
+    blocks[2, 3, :2] = np.array([-0.25], np.float16).view(np.uint8)
+    made = groups_of_blocks(blocks.reshape(3, -1), "Q8_0")
+    codes = blocks[..., 2:].view(np.int8)
+    values = codes.astype(F32) * blocks[..., :2].copy().view(np.float16).astype(F32)
+    back = dequantize_groups(made, 128).reshape(values.shape)
+    for i in range(3):
+        for j in range(4):
+            if (i, j) in ((0, 1), (2, 3)):
+                expected = quantize_groups(values[i, j][None], "int8")
+                assert np.array_equal(made.codes[i, 32 * j : 32 * j + 32], expected.codes[0])
+                assert 0 < made.scale[i, j] == expected.scale[0, 0]
+            else:
+                assert np.array_equal(back[i, j], values[i, j])
+    assert made.codes.min() >= -127
+    assert np.abs(back - values).max() <= 128 * 0.25 / 127 / 2 * 1.001
+
+
+def test_q4_1_blocks_with_a_negative_scale() -> None:
+    blocks = np.random.default_rng(3).integers(0, 256, (2, 2, 20), dtype=np.uint8)
+    blocks[..., :4] = np.array([0.5, -1.0], np.float16).view(np.uint8)
+    blocks[1, 0, :4] = np.array([-0.5, 1.0], np.float16).view(np.uint8)
+    made = groups_of_blocks(blocks.reshape(2, -1), "Q4_1")
+    assert (made.scale >= 0).all()
+    codes = nibbles(blocks[..., 4:].reshape(2, -1), 64).astype(F32)
+    expected = codes * 0.5 - 1.0
+    expected[1, :32] = codes[1, :32] * -0.5 + 1.0
+    np.testing.assert_array_equal(dequantize_groups(made, 64), expected)
+
+
+# -- checkpoint directories ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["hf", "mistral"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_are_no_whole_groups(tmp_path: Path, layout: str, dtype: str) -> None:
+    make_tiny_model(tmp_path / "in", layout=layout)
+    exact = tiny_model.tensors_of(convert(tmp_path / "in", tmp_path / "f32", "f32"))
+    made = stored(convert(tmp_path / "in", tmp_path / "out", dtype))
+    for name, values in exact.items():
+        if values.ndim == 2:
+            own = "int8" if name in TABLES else dtype
+            expected = quantize_groups(values, own)
+            codes, scale, minimum = names_of(made, name)
+            np.testing.assert_array_equal(codes, expected.codes)
+            np.testing.assert_array_equal(scale, expected.scale)
+            step = expected.scale.astype(F32).max()
+            error = np.abs(value_of(made, name, values.shape[1]) - values).max()
+            assert error <= step * (0.5 if own == "int8" else 0.52)
+            assert (minimum is None) == (own == "int8")
+
+
+# -- what has no scale -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("int8", 127 * 65521.0), ("int4", -65521.0)])
+def test_values_beyond_a_float16_scale(tmp_path: Path, dtype: str, value: float) -> None:
+    values = tiny_model.weights()["layers.1.attention.wv.weight"]
+    values[5, 7] = value * 0.999
+    changed: dict[str, np.ndarray | None] = {"blk.1.attn_v.weight": values}
+    tiny_model.write_gguf(tmp_path / "m.gguf", Kind.F32, tensors=changed)
+    convert(tmp_path / "m.gguf", tmp_path / "reached", dtype)
+    values[5, 7] = value
+    tiny_model.write_gguf(tmp_path / "m.gguf", Kind.F32, tensors=changed)
+    message = rf"tensor blk\.1\.attn_v\.weight: row 5 .*float16 scale of {dtype}.*fp8 or bf16"
+    with pytest.raises(ModelFormatError, match=message) as caught:
+        convert(tmp_path / "m.gguf", tmp_path / "out", dtype)
+    assert caught.value.code == "scale"
+    assert caught.value.tensor == "blk.1.attn_v.weight"
+    assert entries(tmp_path) == ["m.gguf", "reached"]
+    convert(tmp_path / "m.gguf", tmp_path / "wide", "fp8")
+
+
+@pytest.mark.parametrize(("kind", "dtype", "at"), [(Kind.Q8_0, "int8", 0), (Kind.Q4_1, "int4", 0),
+                                                   (Kind.Q4_1, "int4", 2)])  # fmt: skip
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_blocks_that_are_not_finite(
+    tmp_path: Path, kind: Kind, dtype: str, at: int, value: float
+) -> None:
+    path = tmp_path / "m.gguf"
+    tiny_model.write_gguf(path, kind)
+    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "blk.0.ffn_up.weight")
+    size = 34 if kind is Kind.Q8_0 else 20
+    data = bytearray(path.read_bytes())
+    offset = int(tensor.data_offset) + 3 * (256 // 32 * size) + 2 * size + at
+    data[offset : offset + 2] = struct.pack("<e", value)
+    path.write_bytes(data)
+    with pytest.raises(ModelFormatError, match=r"blk\.0\.ffn_up\.weight: .* at \[3, 64\]") as found:
+        convert(path, tmp_path / "out", dtype)
+    assert found.value.code == "non_finite"
+    assert entries(tmp_path) == ["m.gguf"]
