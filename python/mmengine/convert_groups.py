@@ -84,9 +84,10 @@ def dequantize_groups(groups: Groups, columns: int) -> npt.NDArray[np.float32]:
         packed = groups.codes.reshape(rows, count, _HALF)
         codes[..., :_HALF], codes[..., _HALF:] = packed & 15, packed >> 4
     values = codes.astype(np.float32)
-    values *= groups.scale.astype(np.float32)[..., None]
-    if groups.minimum is not None:
-        values += groups.minimum.astype(np.float32)[..., None]
+    with np.errstate(all="ignore"):  # a damaged scale is the caller's to notice
+        values *= groups.scale.astype(np.float32)[..., None]
+        if groups.minimum is not None:
+            values += groups.minimum.astype(np.float32)[..., None]
     return np.ascontiguousarray(values.reshape(rows, -1)[:, :columns])
 
 

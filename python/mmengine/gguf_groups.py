@@ -43,7 +43,6 @@ def groups_of_blocks(blocks: npt.NDArray[np.uint8], type_name: str) -> Groups:
     if not four:
         codes = codes.view(np.int8)
         strange |= (codes == -128).any(axis=-1)
-    strange &= np.isfinite(scale)
     if strange.any():
         _renew(codes, scale, minimum, strange)
     return Groups(codes.reshape(rows, -1), scale, minimum)

@@ -78,6 +78,7 @@ def hard_values(columns: int) -> np.ndarray:
     values[6] = -np.abs(values[6])
     values[7] = draw.integers(-127, 128, columns) * 0.5  # ties
     values[8] = draw.integers(0, 31, columns) * 0.5
+    values[9] = 60010.0  # not a float16, and no scale
     return values.astype(F32)
 
 
