@@ -107,6 +107,7 @@ def _int4(values: Array) -> tuple[Array, Array, Array]:
     rows, columns = values.shape
     starts, flat = _starts(values), values.reshape(-1)
     low, high = np.minimum.reduceat(flat, starts), np.maximum.reduceat(flat, starts)
+    low += np.float32(0)  # of 0 and -0 either may be the least
     minimum = low.astype(np.float16).reshape(rows, -1)
     scale = ((high - low) / np.float32(15)).astype(np.float16).reshape(rows, -1)
     above = _padded(values, scale.shape[1]) - minimum.astype(np.float32)[..., None]

@@ -112,6 +112,14 @@ def test_int4_bits(columns: int) -> None:
             assert list(back[i, part]) == values_of
 
 
+def test_the_least_of_zeros_has_no_sign() -> None:
+    values = np.zeros((4, 64), F32)
+    values[0, 1::2] = values[1, ::2] = values[2] = -0.0
+    made = quantize_groups(values, "int4")
+    assert made.minimum is not None
+    assert not made.minimum.view(np.uint16).any()
+
+
 def test_many_rows_are_as_one() -> None:
     """The quantiser works by blocks of rows."""
     values = np.random.default_rng(5).normal(0, 1, (3000, 80)).astype(F32)
