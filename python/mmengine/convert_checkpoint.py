@@ -14,15 +14,15 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmengine.convert_groups import GroupDtype, Groups, dequantize_groups, stored_columns
+from mmengine.convert_groups import stored_columns
 from mmengine.convert_source import (
     Source,
     SourceTensor,
     StoredFp8,
-    StoredGroups,
     check_shape,
     native_shapes,
 )
+from mmengine.convert_stored import StoredTensor, dequantised_groups, stored_groups
 from mmengine.errors import ModelFormatError, UnsupportedModelError
 from mmengine.files import read_bytes, read_object
 from mmengine.messages import quoted
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 _FP8 = "F8_E4M3"
 _DTYPES = ("F32", "F16", "BF16", _FP8)
-_GROUP_DTYPES: dict[str, GroupDtype] = {"I8": "int8", "U8": "int4"}
 _SCHEMES = {"static": "TENSOR", "dynamic": "NO_SCALES", "weights only": "WEIGHT_ONLY"}
 _TEXTS = (
     "tokenizer.json",
@@ -117,13 +116,13 @@ def open_checkpoint(directory: Path) -> Source:
             )
         tensor = located[stored[0]]
         label = f"{tensor.path.name}: tensor {quoted(stored[0])}"
-        groups = _stored_groups(stored[0], located) if native else None
+        groups = stored_groups(stored[0], located, label) if native else None
         expected = shape
         if groups is not None and len(shape) == 2:
             expected = (shape[0], stored_columns(groups.dtype, shape[1]))
         check_shape(label, stored[0], tensor.shape, expected)
         if groups is not None:
-            read = _dequantised_groups(groups, shape[-1])
+            read = dequantised_groups(groups, shape[-1])
             tensors[name] = SourceTensor(shape, label, read, groups=groups)
             continue
         if tensor.dtype not in _DTYPES:
@@ -151,7 +150,7 @@ def open_checkpoint(directory: Path) -> Source:
     return Source(directory.name, [source, *files], params, tensors, texts)
 
 
-def _reader(tensor: _StoredTensor, head_dim: int) -> Read:
+def _reader(tensor: StoredTensor, head_dim: int) -> Read:
     """Rows in the stored dtype and the native order; head_dim 1: they are in it already."""
 
     def read(start: int, stop: int) -> npt.NDArray[Any]:
@@ -182,7 +181,7 @@ def _as_float32(read: Read) -> Read:
 
 
 def _scales(
-    name: str, located: dict[str, _StoredTensor], native: bool
+    name: str, located: dict[str, StoredTensor], native: bool
 ) -> list[npt.NDArray[np.float32] | None]:
     """Of the weight and of its input, float32, at least rank 1; None: the file has none."""
     import numpy as np
@@ -224,25 +223,6 @@ def _dequantised(fp8: StoredFp8) -> Read:
         return np.asarray(values, np.float32)
 
     return rows
-
-
-def _stored_groups(name: str, located: dict[str, _StoredTensor]) -> StoredGroups | None:
-    """A matrix that `convert` made in a group format; None: it is of another."""
-    tensor, stem = located[name], name.removesuffix(".weight")
-    dtype = _GROUP_DTYPES.get(tensor.dtype)
-    scale, minimum = (located.get(f"{stem}.{end}") for end in ("weight_scale", "weight_min"))
-    if dtype is None or scale is None or (minimum is None) != (dtype == "int8"):
-        return None
-
-    def read(start: int, stop: int) -> Groups:
-        low = None if minimum is None else minimum.rows(start, stop)
-        return Groups(tensor.rows(start, stop), scale.rows(start, stop), low)
-
-    return StoredGroups(dtype, read)
-
-
-def _dequantised_groups(groups: StoredGroups, columns: int) -> Read:
-    return lambda start, stop: dequantize_groups(groups.read(start, stop), columns)
 
 
 def _params(config: dict[str, Any], quantization: str) -> dict[str, Any]:
@@ -309,7 +289,7 @@ def _check_tokenizer(directory: Path, params: dict[str, Any]) -> None:
             )
 
 
-def _locate(directory: Path, native: bool) -> tuple[list[Path], dict[str, _StoredTensor]]:
+def _locate(directory: Path, native: bool) -> tuple[list[Path], dict[str, StoredTensor]]:
     """The files with weights, and their tensors.
 
     Which file a tensor is taken from is the index's word where there is one, as in the loader.
@@ -329,36 +309,8 @@ def _locate(directory: Path, native: bool) -> tuple[list[Path], dict[str, _Store
             header = json.loads(file.read(length))
         for name, entry in header.items():
             if name != "__metadata__" and (assigned is None or assigned.get(name) == path.name):
-                located[name] = _StoredTensor(path, 8 + length, entry)
+                located[name] = StoredTensor(path, 8 + length, entry)
     return files, located
-
-
-class _StoredTensor:
-    """A tensor of a safetensors file whose header the loader's reader has checked."""
-
-    def __init__(self, path: Path, start: int, entry: dict[str, Any]) -> None:
-        self.path, self._offset = path, start + entry["data_offsets"][0]
-        self.shape: tuple[int, ...] = tuple(entry["shape"])
-        self.dtype: str = entry["dtype"]
-
-    def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
-        import numpy as np
-
-        return np.array(self._mapped()[start:stop])
-
-    def all(self) -> npt.NDArray[Any]:
-        import numpy as np
-
-        return np.array(self._mapped())
-
-    def _mapped(self) -> npt.NDArray[Any]:
-        import ml_dtypes
-        import numpy as np
-
-        kinds = {"F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "I8": "i1", "U8": "u1"}
-        kind = kinds.get(self.dtype, ml_dtypes.float8_e4m3fn)
-        # A fresh map each time: its pages leave memory with it.
-        return np.memmap(self.path, kind, "r", self._offset, self.shape)
 
 
 def _stored_names(native_name: str, native: bool) -> list[str]:
