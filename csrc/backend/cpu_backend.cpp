@@ -240,8 +240,10 @@ void CpuBackend::norm_rows(TensorView x, const std::int32_t* rows, const Norm& n
 }
 
 template <class Epilogue>
-void CpuBackend::gemm(TensorView x, const Weight& weight, Carver& carver, Epilogue&& epilogue) {
-  cpu_gemm(x, weight, kernels_, pool_, carver, epilogue);
+void CpuBackend::gemm(TensorView x, const Weight& weight, TensorView out, Carver& carver,
+                      Epilogue&& epilogue) {
+  const bool pairs = weight.spec.role == Role::gate_up_proj;
+  cpu_gemm(x, weight, out, pairs ? kBlockRows / 2 : kBlockRows, kernels_, pool_, carver, epilogue);
 }
 
 namespace {
@@ -278,7 +280,7 @@ void CpuBackend::do_norm_qkv_rope_store(const NormQkvRopeStoreParams& p) {
   const TensorView qkv = carver.matrix(p.step.rows, p.qkv_proj.spec.n);
   float* scale = carver.floats(p.step.rows);
   norm_rows(p.residual, nullptr, p.norm, p.qkv_proj, normed, scale);
-  gemm(normed, p.qkv_proj, carver,
+  gemm(normed, p.qkv_proj, qkv, carver,
        [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
          each_sum(p.qkv_proj, scale, block, first, rows, tile,
                   [&](std::int64_t r, std::int64_t n, float sum) { row_of(qkv, r)[n] = sum; });
@@ -300,7 +302,7 @@ void CpuBackend::do_attention(const AttentionParams& p) {
 
 void CpuBackend::do_linear_residual(const LinearResidualParams& p) {
   Carver carver(scratch_);
-  gemm(p.x, p.weight, carver,
+  gemm(p.x, p.weight, p.residual, carver,
        [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
          each_sum(
              p.weight, p.x_scale, block, first, rows, tile,
@@ -315,7 +317,7 @@ void CpuBackend::do_norm_gate_up_silu(const NormGateUpSiluParams& p) {
   float* scale = carver.floats(p.step.rows);
   norm_rows(p.residual, nullptr, p.norm, weight, normed, scale);
   constexpr std::int64_t kHalf = kBlockRows / 2;
-  gemm(normed, weight, carver,
+  gemm(normed, weight, p.out, carver,
        [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
          const std::int64_t column = block * kHalf;
          const std::int64_t columns = std::min(kHalf, weight.spec.n / 2 - column);
@@ -341,7 +343,7 @@ void CpuBackend::do_logits(const LogitsParams& p) {
   const TensorView normed = carver.matrix(p.step.logits_rows, p.lm_head.spec.k);
   float* scale = carver.floats(p.step.logits_rows);
   norm_rows(p.residual, p.step.logits_row, p.norm, p.lm_head, normed, scale);
-  gemm(normed, p.lm_head, carver,
+  gemm(normed, p.lm_head, p.out, carver,
        [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
          each_sum(p.lm_head, scale, block, first, rows, tile,
                   [&](std::int64_t r, std::int64_t n, float sum) { row_of(p.out, r)[n] = sum; });

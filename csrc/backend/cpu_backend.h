@@ -56,9 +56,10 @@ class CpuBackend final : public Backend {
   // it.
   void norm_rows(TensorView x, const std::int32_t* rows, const Norm& norm, const Weight& consumer,
                  TensorView out, float* scale);
-  // epilogue(block, first_row, rows, tile [rows, 32]) for every task; row scales are not applied.
+  // cpu_gemm.h; `out` is what the epilogue writes to.
   template <class Epilogue>
-  void gemm(TensorView x, const Weight& weight, Carver& carver, Epilogue&& epilogue);
+  void gemm(TensorView x, const Weight& weight, TensorView out, Carver& carver,
+            Epilogue&& epilogue);
 
   const cpu::Kernels& kernels_;
   ThreadPool pool_;

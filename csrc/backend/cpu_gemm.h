@@ -26,10 +26,21 @@ std::int64_t group_rows(std::int64_t rows);
 void round_rows(TensorView x, const cpu::Kernels& kernels, ThreadPool& pool,
                 const cpu::GroupRow& out);
 
-// epilogue(block, first_row, rows, tile [rows, 32]) for every task; row scales are not applied.
+// Asks for the lines of out[first .. first + rows, columns from `column` on], which a tile ends in:
+// rows lie far apart, and waiting for them takes a fifth of the time of int8 products.
+inline void prefetch_tile(TensorView out, std::int64_t first, std::int64_t rows,
+                          std::int64_t column, std::int64_t columns) {
+  for (std::int64_t r = first; r < first + rows; ++r) {
+    const float* p = out.as<float>() + r * out.row_stride + column;
+    for (std::int64_t i = 0; i < columns; i += 16) __builtin_prefetch(p + i, 1);
+  }
+}
+
+// epilogue(block, first_row, rows, tile [rows, 32]) for every task, which writes `columns` columns
+// of `out` for each block; row scales are not applied.
 template <class Epilogue>
-void cpu_gemm(TensorView x, const Weight& weight, const cpu::Kernels& kernels, ThreadPool& pool,
-              Carver& carver, Epilogue&& epilogue) {
+void cpu_gemm(TensorView x, const Weight& weight, TensorView out, std::int64_t columns,
+              const cpu::Kernels& kernels, ThreadPool& pool, Carver& carver, Epilogue&& epilogue) {
   const std::int64_t rows = x.shape[0], k = weight.spec.k;
   if (rows == 0) return;
   const bool rounds = has_groups(weight.spec.format);
@@ -47,6 +58,7 @@ void cpu_gemm(TensorView x, const Weight& weight, const cpu::Kernels& kernels, T
       const int count = static_cast<int>(std::min(per_group, rows - first));
       const auto* data =
           static_cast<const std::byte*>(weight.data) + block * cpu::block_bytes(weight.spec);
+      if (count > 1) prefetch_tile(out, first, count, block * columns, columns);
       if (rounds) {
         kernels.group_tile({cpu::row_of(scratch.rounded, first, k_groups), count, k_groups, data,
                             weight.spec.format, tile});

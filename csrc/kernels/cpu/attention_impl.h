@@ -2,6 +2,8 @@
 // adds up depends on its own position alone: queries share loads, never sums.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cpu/launch.h"
 #include "kernels/cpu/math_impl.h"
 #include "kernels/cpu/micro_impl.h"
@@ -50,39 +52,56 @@ inline void soften(const AttendSpan& s, int query, std::int64_t n, std::int64_t 
   s.state.sum[query] += sum(total);
 }
 
-template <class T, int Columns>
+// Most queries that share a loaded row of keys or values: their sums fill the registers.
+constexpr int kQueryTile = kTileRows * kStripColumns / kBlockTokens;
+
+// fn with the number of queries as a constant, for tiles of at most kQueryTile.
+template <int R = kQueryTile, class Fn>
+inline void tiles(int count, Fn&& fn) {
+  constexpr int kNext = R > 8 ? 8 : R > 4 ? 4 : R - 1;
+  int done = 0;
+  for (; done + R <= count; done += R) fn(done, std::integral_constant<int, R>());
+  if constexpr (R > 1) {
+    if (done < count) {
+      tiles<kNext>(count - done, [&](int i, auto size) { fn(done + i, size); });
+    }
+  }
+}
+
+template <int Columns, class T>
 inline void add_strip(const AttendSpan& s, const T* values, int query, int count, std::int64_t n,
-                      std::int64_t width, std::int64_t column) {
-  const Rows<T, Columns> b{values + column, width};
-  const float* weights = s.scores + query * kBlockTokens;
-  float* out = s.state.values + query * width + column;
-  if (count == 3) multiply<3>(weights, kBlockTokens, b, n, out, width, true);
-  if (count == 2) multiply<2>(weights, kBlockTokens, b, n, out, width, true);
-  if (count == 1) multiply<1>(weights, kBlockTokens, b, n, out, width, true);
+                      std::int64_t width, std::int64_t column, std::ptrdiff_t ahead) {
+  const Rows<T, Columns> b{values + column, width, ahead};
+  tiles(count, [&](int i, auto size) {
+    multiply<size()>(s.scores + (query + i) * kBlockTokens, kBlockTokens, b, n,
+                     s.state.values + (query + i) * width + column, width, true);
+  });
 }
 
 // values[query ..] += weights times V over n positions; `count` queries that see equally many.
 template <class T>
 inline void add_values(const AttendSpan& s, const T* values, int query, int count, std::int64_t n,
-                       std::int64_t width) {
+                       std::int64_t width, std::ptrdiff_t ahead) {
   std::int64_t column = 0;
   for (; column + 32 <= width; column += 32) {
-    add_strip<T, 32>(s, values, query, count, n, width, column);
+    add_strip<32>(s, values, query, count, n, width, column, ahead);
   }
   for (; column + 16 <= width; column += 16) {
-    add_strip<T, 16>(s, values, query, count, n, width, column);
+    add_strip<16>(s, values, query, count, n, width, column, ahead);
   }
-  for (; column < width; column += 8) add_strip<T, 8>(s, values, query, count, n, width, column);
+  for (; column < width; column += 8) {
+    add_strip<8>(s, values, query, count, n, width, column, ahead);
+  }
 }
 
+// Of all positions of the block, also those that a query must not see.
 template <class T>
-inline void score(const AttendSpan& s, const T* keys, int query, int count) {
-  const Rows<T, kBlockTokens> b{keys, kBlockTokens};
-  const float* q = s.q + query * s.head_dim;
-  float* out = s.scores + query * kBlockTokens;
-  if (count == 3) multiply<3>(q, s.head_dim, b, s.head_dim, out, kBlockTokens, false);
-  if (count == 2) multiply<2>(q, s.head_dim, b, s.head_dim, out, kBlockTokens, false);
-  if (count == 1) multiply<1>(q, s.head_dim, b, s.head_dim, out, kBlockTokens, false);
+inline void score(const AttendSpan& s, const T* keys, int query, int count, std::ptrdiff_t ahead) {
+  const Rows<T, kBlockTokens> b{keys, kBlockTokens, ahead};
+  tiles(count, [&](int i, auto size) {
+    multiply<size()>(s.q + (query + i) * s.head_dim, s.head_dim, b, s.head_dim,
+                     s.scores + (query + i) * kBlockTokens, kBlockTokens, false);
+  });
 }
 
 // The K of a block, then the V of its first n positions, as f32: each code is widened once for all
@@ -119,13 +138,23 @@ void attend(const AttendSpan& s) {
         block_values(s, reinterpret_cast<const T*>(s.head + s.blocks[block] * s.block_bytes),
                      begin < s.queries ? seen(s.queries - 1) : 0);
     const auto* values = keys + s.head_dim * kBlockTokens;
+    // One pass over the block asks for what comes next: keys for the values, values for the next
+    // block's keys. Blocks lie anywhere, which no hardware prefetcher foresees.
+    std::ptrdiff_t to_values = 0, to_next = 0;
+    if (begin == 0 && s.queries <= kQueryTile && !std::is_same_v<T, std::uint8_t>) {
+      to_values = s.head_dim * kBlockTokens * static_cast<std::ptrdiff_t>(sizeof(T));
+      if (block + 1 < s.end_block) {
+        const std::int64_t step = s.blocks[block + 1] - s.blocks[block];
+        to_next = step * s.block_bytes - to_values;
+      }
+    }
+    score(s, keys, begin, s.queries - begin, to_values);
     for (int query = begin, count; query < s.queries; query += count) {
       const std::int64_t n = seen(query);
       count = 1;
-      while (count < 3 && query + count < s.queries && seen(query + count) == n) ++count;
-      score(s, keys, query, count);
+      while (query + count < s.queries && seen(query + count) == n) ++count;
       for (int i = query; i < query + count; ++i) soften(s, i, n, width);
-      add_values(s, values, query, count, n, width);
+      add_values(s, values, query, count, n, width, to_next);
     }
   }
 }

@@ -64,7 +64,7 @@ inline void widen_panel(const T* block, std::int64_t depth, float* panel) {
   constexpr int kVectors = 32 / kWideLanes, kOfStrip = kStripColumns / kWideLanes;
   for (std::int64_t k = 0; k < depth; ++k) {
     Wide w[kVectors];
-    packed(k, w);
+    packed.template load<1>(k, w);
     for (int v = 0; v < kVectors; ++v) {
       store(panel + (v / kOfStrip * kPanelDepth + k) * kStripColumns + v % kOfStrip * kWideLanes,
             w[v]);

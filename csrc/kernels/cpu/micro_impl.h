@@ -12,16 +12,22 @@
 namespace mmengine::cpu::MM_LEVEL {
 
 // Strips of B: row k of `Columns` columns as vectors. T is float or std::uint16_t (bf16).
+// `ahead` bytes behind each row is what will be read next; 0: nothing to ask for.
 template <class T, int Columns>
 struct Rows {
   using Vector = std::conditional_t<Columns % kWideLanes == 0, Wide, F8>;
   static constexpr int kLanesOf = Columns % kWideLanes == 0 ? kWideLanes : 8;
   static constexpr int kVectors = Columns / kLanesOf;
+  static constexpr int kAtOnce = 1;
   const T* data;
   std::ptrdiff_t stride;
-  void operator()(std::int64_t k, Vector* w) const {
+  std::ptrdiff_t ahead = 0;
+  template <int>
+  void load(std::int64_t k, Vector* w) const {
+    const T* row = data + k * stride;
+    if (ahead != 0) prefetch(reinterpret_cast<const char*>(row) + ahead);
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) w[v] = load_of<Vector>(data + k * stride + kLanesOf * v);
+    for (int v = 0; v < kVectors; ++v) w[v] = load_of<Vector>(row + kLanesOf * v);
   }
 };
 
@@ -34,15 +40,37 @@ struct Packed {
   using Vector = Wide;
   static constexpr int kLanesOf = kWideLanes;
   static constexpr int kVectors = 32 / kWideLanes;
+  static constexpr int kAtOnce = sizeof(T) == 1 ? 2 : 1;  // k that fill a cache line
   const T* data;
-  void operator()(std::int64_t k, Vector* w) const {
+  template <int kCount>
+  void load(std::int64_t k, Vector* w) const {
     const T* row = data + k * 32;
-    for (std::size_t i = 0; i < 32 * sizeof(T); i += 64) {
+    for (std::size_t i = 0; i < kCount * 32 * sizeof(T); i += 64) {
       prefetch(reinterpret_cast<const char*>(row) + kPrefetchBytes + i);
     }
-    load_weights(row, w);
+    load_weights<kCount>(row, w);
   }
 };
+
+// sum[r] += a[r, k ..] times kCount rows of b.
+template <int kCount, int R, class Strip>
+inline void multiply_step(const float* a, std::ptrdiff_t a_stride, const Strip& b, std::int64_t k,
+                          typename Strip::Vector (&sum)[R][Strip::kVectors]) {
+  using V = typename Strip::Vector;
+  V w[kCount * Strip::kVectors];
+  b.template load<kCount>(k, w);
+#pragma GCC unroll 2
+  for (int i = 0; i < kCount; ++i) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const V x = splat_of<V>(a[r * a_stride + k + i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Strip::kVectors; ++v) {
+        sum[r][v] = fma(x, w[i * Strip::kVectors + v], sum[r][v]);
+      }
+    }
+  }
+}
 
 // c[r, columns of b] (+)= sum over ascending k of a[r, k] b[k, column], one chain per element.
 template <int R, class Strip>
@@ -58,17 +86,12 @@ inline void multiply(const float* a, std::ptrdiff_t a_stride, Strip b, std::int6
       sum[r][v] = accumulate ? load_of<V>(c + r * c_stride + kLanesOf * v) : zero_of<V>();
     }
   }
+  std::int64_t k = 0;
 #pragma GCC unroll 2
-  for (std::int64_t k = 0; k < depth; ++k) {
-    V w[kVectors];
-    b(k, w);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const V x = splat_of<V>(a[r * a_stride + k]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = fma(x, w[v], sum[r][v]);
-    }
+  for (; k + Strip::kAtOnce <= depth; k += Strip::kAtOnce) {
+    multiply_step<Strip::kAtOnce>(a, a_stride, b, k, sum);
   }
+  if (k < depth) multiply_step<1>(a, a_stride, b, k, sum);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4

@@ -26,12 +26,14 @@ inline V load_of(const T* p) {
   return load(p);
 }
 
-// 32 packed weights (layout.h) -> 4 vectors in lane order. fp8 gives value / 256: an e4m3 code put
-// under f16's wider exponent, subnormals included.
+// The packed weights (layout.h) of kCount k -> 4 vectors each in lane order. fp8 gives value / 256:
+// an e4m3 code put under f16's wider exponent, subnormals included.
+template <int kCount>
 inline void load_weights(const float* p, F8* w) {
   for (int i = 0; i < 4; ++i) w[i] = load(p + 8 * i);
 }
 
+template <int kCount>
 inline void load_weights(const std::uint16_t* p, F8* w) {
   const __m256i top = _mm256_set1_epi32(static_cast<std::int32_t>(0xffff0000u));
   for (int i = 0; i < 2; ++i) {
@@ -41,7 +43,7 @@ inline void load_weights(const std::uint16_t* p, F8* w) {
   }
 }
 
-inline void load_weights(const std::uint8_t* p, F8* w) {
+inline void load_codes_of(const std::uint8_t* p, F8* w) {
   const __m256i mask = _mm256_set1_epi16(static_cast<std::int16_t>(0xbf80u));
   const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   const __m256i low = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(pair, 8), 1), mask);
@@ -50,6 +52,11 @@ inline void load_weights(const std::uint8_t* p, F8* w) {
   w[1].v = _mm256_cvtph_ps(_mm256_extracti128_si256(low, 1));
   w[2].v = _mm256_cvtph_ps(_mm256_castsi256_si128(high));
   w[3].v = _mm256_cvtph_ps(_mm256_extracti128_si256(high, 1));
+}
+
+template <int kCount>
+inline void load_weights(const std::uint8_t* p, F8* w) {
+  for (int i = 0; i < kCount; ++i) load_codes_of(p + 32 * i, w + 4 * i);
 }
 
 // ---- products of small integers (group_impl.h) ----------------------------------------------

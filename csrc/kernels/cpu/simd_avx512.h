@@ -62,13 +62,15 @@ inline F16 load_of<F16>(const std::uint16_t* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
 
-// 32 packed weights (layout.h) -> 2 vectors in lane order. fp8 gives value / 256: an e4m3 code put
-// under f16's wider exponent. (Shifts to f32 alone would be cheaper, but leave subnormal codes
-// subnormal, and a multiply-add with one of those takes 130 cycles.)
+// The packed weights (layout.h) of kCount k -> 2 vectors each in lane order. fp8 gives value / 256:
+// an e4m3 code put under f16's wider exponent. (Shifts to f32 alone would be cheaper, but leave
+// subnormal codes subnormal, and a multiply-add with one of those takes 130 cycles.)
+template <int kCount>
 inline void load_weights(const float* p, F16* w) {
   for (int i = 0; i < 2; ++i) w[i] = load_of<F16>(p + 16 * i);
 }
 
+template <int kCount>
 inline void load_weights(const std::uint16_t* p, F16* w) {
   const __m512i top = _mm512_set1_epi32(static_cast<std::int32_t>(0xffff0000u));
   const __m512i pair = _mm512_loadu_si512(p);
@@ -76,13 +78,20 @@ inline void load_weights(const std::uint16_t* p, F16* w) {
   w[1].v = _mm512_castsi512_ps(_mm512_and_si512(pair, top));
 }
 
+template <int kCount>
 inline void load_weights(const std::uint8_t* p, F16* w) {
-  const __m256i mask = _mm256_set1_epi16(static_cast<std::int16_t>(0xbf80u));
-  const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  const __m256i low = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(pair, 8), 1), mask);
-  const __m256i high = _mm256_and_si256(_mm256_srai_epi16(pair, 1), mask);
-  w[0].v = _mm512_cvtph_ps(low);
-  w[1].v = _mm512_cvtph_ps(high);
+  const __m512i mask = _mm512_set1_epi16(static_cast<std::int16_t>(0xbf80u));
+  const __m512i pair =
+      kCount == 2 ? _mm512_loadu_si512(p)
+                  : _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  const __m512i low = _mm512_and_si512(_mm512_srai_epi16(_mm512_slli_epi16(pair, 8), 1), mask);
+  const __m512i high = _mm512_and_si512(_mm512_srai_epi16(pair, 1), mask);
+  w[0].v = _mm512_cvtph_ps(_mm512_castsi512_si256(low));
+  w[1].v = _mm512_cvtph_ps(_mm512_castsi512_si256(high));
+  if constexpr (kCount == 2) {
+    w[2].v = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(low, 1));
+    w[3].v = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(high, 1));
+  }
 }
 
 // ---- products of small integers (group_impl.h) ----------------------------------------------

@@ -108,10 +108,12 @@ inline V load_of(const T* p) {
   return load(p);
 }
 
+template <int kCount>
 inline void load_weights(const float* p, F8* w) {
   for (int i = 0; i < 4; ++i) w[i] = load(p + 8 * i);
 }
 
+template <int kCount>
 inline void load_weights(const std::uint16_t* p, F8* w) {
   for (int i = 0; i < 4; ++i) {
     const std::uint16_t* half = p + i % 2 * 16 + i / 2;
@@ -119,11 +121,16 @@ inline void load_weights(const std::uint16_t* p, F8* w) {
   }
 }
 
-inline void load_weights(const std::uint8_t* p, F8* w) {
+inline void load_codes_of(const std::uint8_t* p, F8* w) {
   for (int i = 0; i < 4; ++i) {
     const std::uint8_t* byte = p + i % 2 * 16 + i / 2;
     w[i] = each([=](int j) { return e4m3_to_f32(byte[2 * j]) * 0x1p-8f; });
   }
+}
+
+template <int kCount>
+inline void load_weights(const std::uint8_t* p, F8* w) {
+  for (int i = 0; i < kCount; ++i) load_codes_of(p + 32 * i, w + 4 * i);
 }
 
 inline void widen(const std::uint8_t* codes, std::int64_t n, float* out) {
