@@ -51,15 +51,18 @@ float least(const Group& w) {
 float greatest(const Group& w) {
   std::int32_t key = ordered(bits_of(w[0]));
   for (float v : w) key = std::max(key, ordered(bits_of(v)));
-  return std::bit_cast<float>(ordered(key));
+  return std::bit_cast<float>(ordered(key)) + 0.0f;
 }
 
-// Adding 1.5 * 2^23 leaves the nearest integer in the low bits, ties to even; the low byte is the
-// code, negative ones in two's complement.
-std::uint8_t code_of(float quotient, float low, float high) {
-  quotient = quotient < low ? low : quotient;
-  quotient = quotient > high ? high : quotient;
-  return static_cast<std::uint8_t>(bits_of(quotient + 12582912.0f));
+// Adding 1.5 * 2^23 leaves the nearest integer in the low bits, ties to even, and bits of floats
+// are ordered as the floats are: clamped as integers, their low byte is the code, negative ones in
+// two's complement.
+constexpr float kRound = 12582912.0f;
+
+std::uint8_t code_of(float quotient, std::int32_t low, std::int32_t high) {
+  const std::int32_t zero = std::bit_cast<std::int32_t>(kRound);
+  const std::int32_t rounded = bits_of(quotient + kRound);
+  return static_cast<std::uint8_t>(std::min(std::max(rounded, zero + low), zero + high));
 }
 
 bool infinite(std::uint16_t half) { return (half & 0x7fffu) == kHalfInfinity; }

@@ -74,6 +74,8 @@ def hard_rows(k: int) -> Any:
     w[9, : k // 2] *= 1000
     w[10] = 6e4 * np.sign(w[10])
     w[11] = -7.25
+    w[12] = -0.0
+    w[13, ::2] = -0.0
     return w
 
 
