@@ -101,6 +101,7 @@ TESTS_OF_SOMETHING_ELSE = {
     "tests/kernels/test_stages.py": "ops of every backend that have no file of their own",
     "tests/model/test_config_family.py": "config: both layouts of the Medium 3.5 family",
     "tests/model/test_fp8.py": "decoder on FP8 linears with quantised inputs",
+    "tests/model/test_group_formats.py": "weights: models in int8 and int4",
     "tests/model/test_oracle.py": "decoder against transformers",
     "tests/python/test_cli_model.py": "the installed mm-run with the demo model",
     "tests/python/test_gguf.py": "gguf_reader and convert_gguf together",

@@ -3,11 +3,7 @@
 // Ours: "embed_tokens", "lm_head", "norm", "layers.N.{input_norm,post_norm}",
 // "layers.N.{q,k,v,o,gate,up,down}_proj"; of the vision tower "vision.{patch_conv,ln_pre}" and
 // "vision.layers.N." with the same names; of its projector
-// "projector.{norm,merging_layer,linear_1,linear_2}"; of a draft head "eagle_linear". Scales of an
-// FP8 tensor are NAME + ".weight_scale" and, of its input, NAME + ".input_scale"; both multiply
-// when a code becomes a value (model-spec 2.3). Matrices of the text model in groups (params.h) are
-// codes, int8 as I8 [n, k], int4 as U8 [n, 16 groups] (HostWeight::Part), with F16 [n, groups]
-// NAME + ".weight_scale" and, of int4, NAME + ".weight_min".
+// "projector.{norm,merging_layer,linear_1,linear_2}"; of a draft head "eagle_linear".
 #pragma once
 
 #include <cstdint>
@@ -19,6 +15,10 @@
 
 namespace mmengine {
 
+// Behind the name of a tensor: scales of FP8 and, of its input, both of which multiply when a code
+// becomes a value (model-spec 2.3). Matrices of the text model in groups (params.h) are codes, int8
+// as I8 [n, k], int4 as U8 [n, 16 groups] (HostWeight::Part), with F16 [n, groups] scales and, of
+// int4, minima.
 constexpr std::string_view kWeightScale = ".weight_scale", kInputScale = ".input_scale";
 constexpr std::string_view kWeightMin = ".weight_min";
 constexpr const char* kDraftLinear = "eagle_linear";

@@ -16,11 +16,12 @@ Array = npt.NDArray[Any]
 F32 = np.float32
 
 
-def padded(x: Any, mode: str = "constant") -> Array:
-    """float32 [rows, k] -> [rows, groups, 32], with zeros or (mode "edge") the last value."""
+def padded(x: Any, edge: bool = False) -> Array:
+    """float32 [rows, k] -> [rows, groups, 32], with zeros or (edge) the last value."""
     x = np.asarray(x, F32)
-    missing = -x.shape[1] % GROUP
-    return np.pad(x, ((0, 0), (0, missing)), mode=mode).reshape(len(x), -1, GROUP)  # type: ignore[call-overload, no-any-return]
+    last = x[:, -1:] if edge else np.zeros((len(x), 1), F32)
+    missing = np.repeat(last, -x.shape[1] % GROUP, axis=1)
+    return np.concatenate([x, missing], axis=1).reshape(len(x), -1, GROUP)
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Groups:
 def groups_of(w: Any, dtype: str) -> Groups:
     """The quantiser, written down a second time."""
     w = np.asarray(w, F32)
-    real = padded(w, "edge")  # repeats a value of the group: no other extremes
+    real = padded(w, edge=True)  # repeats a value of the group: no other extremes
     with np.errstate(divide="ignore", invalid="ignore"):
         if dtype == "int8":
             scale, minimum = (np.abs(real).max(-1) / F32(127)).astype(np.float16), None
