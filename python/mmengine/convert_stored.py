@@ -59,26 +59,30 @@ def stored_groups(name: str, located: dict[str, StoredTensor], label: str) -> St
 
     def read(start: int, stop: int) -> Groups:
         low = None if minimum is None else minimum.rows(start, stop)
-        codes = tensor.rows(start, stop)
-        if low is None:
-            _check_codes(codes, start, label, name)
-        return Groups(codes, scale.rows(start, stop), low)
+        groups = Groups(tensor.rows(start, stop), scale.rows(start, stop), low)
+        _check(groups, start, label, name)
+        return groups
 
     return StoredGroups(dtype, read)
 
 
-def _check_codes(codes: npt.NDArray[np.int8], first_row: int, label: str, name: str) -> None:
+def _check(groups: Groups, first_row: int, label: str, name: str) -> None:
+    """Refuses what `convert` never makes and the loader refuses, too."""
     import numpy as np
 
-    if codes.min() > -128:
-        return
-    row, column = (int(i) for i in np.argwhere(codes == -128)[0])
-    raise ModelFormatError(
-        f"{label}: element [{first_row + row}, {column}]: expected a code of -127 to 127, "
-        "got -128; convert the model again",
-        code="codes",
-        tensor=name,
-    )
+    def bad(code: str, place: npt.NDArray[np.bool_], expected: str) -> ModelFormatError:
+        row, column = (int(i) for i in np.argwhere(place)[0])
+        return ModelFormatError(
+            f"{label}: {code} of [{first_row + row}, {column}]: expected {expected}; "
+            "convert the model again",
+            code=code,
+            tensor=name,
+        )
+
+    if groups.minimum is None and groups.codes.min() == -128:
+        raise bad("codes", groups.codes == -128, "-127 to 127, got -128")
+    if groups.scale.min() < 0:
+        raise bad("scale", groups.scale < 0, "0 or more, got a negative number")
 
 
 def dequantised_groups(groups: StoredGroups, columns: int) -> Callable[[int, int], Rows]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import ml_dtypes
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
@@ -18,9 +19,10 @@ from safetensors.numpy import load_file
 import tiny_model
 from mmengine.convert import convert
 from mmengine.convert_groups import dequantize_groups, quantize_groups
+from mmengine.engine import Engine
 from mmengine.errors import ModelFormatError
 from mmengine.gguf_groups import groups_of_blocks
-from tiny_model import entries
+from tiny_model import entries, sha256
 
 F32 = np.float32
 DTYPES = ["int8", "int4"]
@@ -289,6 +291,80 @@ def test_rows_that_are_no_whole_groups(tmp_path: Path, layout: str, dtype: str) 
             error = np.abs(value_of(made, name, values.shape[1]) - values).max()
             assert error <= step * (0.5 if own == "int8" else 0.52)
             assert (minimum is None) == (own == "int8")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_engine_directory_in_groups_is_a_source(tmp_path: Path, dtype: str) -> None:
+    make_tiny_model(tmp_path / "in")
+    first = convert(tmp_path / "in", tmp_path / "first", dtype)
+    again = convert(first, tmp_path / "again", dtype)
+    for name in ("consolidated.safetensors", "params.json"):
+        assert sha256(first / name) == sha256(again / name)
+    made = stored(first)
+    exact = tiny_model.tensors_of(convert(first, tmp_path / "f32", "f32"))
+    rounded = tiny_model.tensors_of(convert(first, tmp_path / "bf16", "bf16"))
+    assert exact.keys() == {n for n in made if not n.endswith(("weight_scale", "weight_min"))}
+    for name, values in exact.items():
+        if values.ndim == 2:
+            np.testing.assert_array_equal(value_of(made, name, values.shape[1]), values)
+            np.testing.assert_array_equal(rounded[name], values.astype(ml_dtypes.bfloat16))
+    assert "quantization" not in json.loads((tmp_path / "f32" / "params.json").read_text())
+    for other in {"fp8", *DTYPES} - {dtype}:
+        direct = convert(tmp_path / "f32", tmp_path / f"{other}-f32", other)
+        over = convert(first, tmp_path / other, other)
+        assert sha256(direct / "params.json") == sha256(over / "params.json")
+        if other == "fp8" or dtype == "int4":
+            name = "consolidated.safetensors"
+            assert sha256(direct / name) == sha256(over / name)
+        else:  # the tables stay int8 as they are
+            theirs, ours = stored(direct), stored(over)
+            for name in ours:
+                if name.startswith("layers."):
+                    np.testing.assert_array_equal(ours[name], theirs[name])
+                else:
+                    np.testing.assert_array_equal(ours[name], made[name])
+
+
+DAMAGES = [
+    ("int8", "weight", -128, "codes", r"codes of \[3, 1\]"),
+    ("int8", "weight_scale", -1.0, "scale", r"scale of \[3, 1\]"),
+    ("int4", "weight_scale", -1.0, "scale", r"scale of \[3, 1\]"),
+    ("int4", "weight_scale", np.nan, "non_finite", "expected finite numbers"),
+    ("int4", "weight_min", np.inf, "non_finite", "expected finite numbers"),
+]
+
+
+@pytest.mark.parametrize(("dtype", "end", "value", "code", "words"), DAMAGES)
+@pytest.mark.parametrize("target", ["same", "f32"])
+def test_damaged_groups_are_refused_as_the_loader_refuses_them(
+    tmp_path: Path, dtype: str, end: str, value: float, code: str, words: str, target: str
+) -> None:
+    make_tiny_model(tmp_path / "in")
+    made = convert(tmp_path / "in", tmp_path / "made", dtype)
+    stem = "layers.1.feed_forward.w2"
+    tiny_model.writable(made, f"{stem}.{end}")[3, 1] = value
+    with pytest.raises(ModelFormatError, match=rf"{stem}\.weight.*{words}") as converting:
+        convert(made, tmp_path / "out", dtype if target == "same" else target)
+    assert converting.value.code == code
+    assert converting.value.tensor == f"{stem}.weight"
+    with pytest.raises(ModelFormatError) as loading:
+        Engine(made, device="ref", max_context=32)
+    assert loading.value.code == code
+    assert entries(tmp_path) == ["in", "made"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stored_as", ["f32", "bf16", "f16"])
+def test_the_loader_makes_the_same_bits(tmp_path: Path, dtype: str, stored_as: str) -> None:
+    make_tiny_model(tmp_path / "in", dtype=stored_as)
+    made = convert(tmp_path / "in", tmp_path / "made", dtype)
+    rows = []
+    for path, wish in ((tmp_path / "in", dtype), (made, "auto"), (made, dtype)):
+        with Engine(path, device="ref", weight_dtype=wish, max_context=64) as engine:
+            assert engine.weight_dtype == dtype
+            rows.append(engine.logits(range(3, 40)))
+    assert np.isfinite(rows[0]).all()
+    assert rows[0].tobytes() == rows[1].tobytes() == rows[2].tobytes()
 
 
 # -- what has no scale -----------------------------------------------------------------------------

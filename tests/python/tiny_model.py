@@ -223,6 +223,17 @@ def run_python(script: str, *arguments: str, code: int = 0) -> None:
 DTYPES = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn}
 
 
+def writable(directory: Path, name: str) -> np.ndarray:
+    """A tensor of an int8 or int4 directory in its file: what is written damages it."""
+    path = directory / "consolidated.safetensors"
+    data = path.read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    entry = json.loads(data[8:begin])[name]
+    kind = {"I8": np.int8, "U8": np.uint8, "F16": np.float16}[entry["dtype"]]
+    first = entry["data_offsets"][0]
+    return np.memmap(path, kind, "r+", begin + first, tuple(entry["shape"]))
+
+
 def tensors_of(directory: Path) -> dict[str, np.ndarray]:
     path = directory / "consolidated.safetensors"
     with safe_open(path, framework="numpy"):  # the reference reader accepts the header
