@@ -23,6 +23,7 @@ from mmengine.verify_files import (
     list_files,
     read_header,
 )
+from mmengine.verify_groups import bad_group_scales, find_groups, parameters
 from mmengine.verify_values import Findings, is_scale, read_scales, scan, sibling_ratios
 
 # Standard deviations of trained linears; a scale applied the wrong way leaves them far behind.
@@ -173,7 +174,11 @@ def _contents(copy: _Copy) -> _Answer:
     if copy.census is None or not copy.tensors or len(copy.whole) < len(copy.files):
         return "not run", "it needs a config and whole files"
     counted = [t for t in copy.tensors if not is_scale(t.name) and "rotary_emb" not in t.name]
-    found = sum(tensor.items for tensor in counted)
+    groups = find_groups(copy.tensors)
+    found = sum(
+        parameters(groups[tensor.name], copy.census) if tensor.name in groups else tensor.items
+        for tensor in counted
+    )
     expected = sum(part["parameters"] for part in copy.census["components"])
     text = f"{found:,} parameters"
     total = (copy.index or {}).get("metadata", {})
@@ -206,8 +211,15 @@ def _vocabulary(copy: _Copy) -> _Answer:
 
 def _scales(copy: _Copy) -> _Answer:
     scales = read_scales(copy.path, copy.tensors)
-    if not scales:
+    groups = find_groups(copy.tensors)
+    if not scales and not groups:
         return "not run", "no weight is quantised with a scale" if copy.tensors else "no weights"
+    if groups:
+        problems = bad_group_scales(copy.path, groups)
+        if problems:
+            return "fail", f"not finite, or negative scales of groups: {_some(problems)}"
+        if not scales:
+            return "ok", f"those of {len(groups)} matrices in groups finite, none negative"
     bad = [
         f"{name}: {float(values.min()):g}"
         for name, values in sorted(scales.items())
@@ -234,9 +246,11 @@ def _values(copy: _Copy) -> _Answer:
     with bar(f"verifying {copy.path.name}", total, copy.progress) as advance:
         found = scan(copy.path, copy.whole, copy.tensors, scales, advance)
     copy.findings = found
-    if found.bad:
-        parts = [f"{label}: {count}, the first at {first}" for label, first, count in found.bad]
-        return "fail", f"values that are NaN or infinite: {_some(parts)}; download it again"
+    for what, wrong in (("values that are NaN or infinite", found.bad),
+                        ("codes of -128", found.codes)):  # fmt: skip
+        parts = [f"{label}: {count}, the first at {first}" for label, first, count in wrong]
+        if parts:
+            return "fail", f"{what}: {_some(parts)}; download it again"
     return "ok", f"all {found.tensors} tensors are finite"
 
 
@@ -293,7 +307,7 @@ def _logits(copy: _Copy) -> _Answer:
     known = _known_logits(copy.path)
     if known is None:
         return "not run", "no recorded logits of this model"
-    if not copy.findings or copy.findings.bad:
+    if not copy.findings or copy.findings.bad or copy.findings.codes:
         return "not run", "its weights are damaged"
     from mmengine.engine import Engine
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,13 @@ import numpy as np
 
 from mmengine.progress import Advance
 from mmengine.verify_files import ITEM_BYTES, StoredTensor
+from mmengine.verify_groups import GroupMatrix, find_groups, read_group_scales, sample_groups
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
+    Sampler = Callable[[Array, int], Array]
 
 _PIECE_BYTES = 8 << 20
 _SAMPLE = 1 << 14  # values of a piece that count for the spread
@@ -45,17 +47,19 @@ _SIBLINGS = re.compile(r"(self_attn\.)[qkv](_proj)|(attention\.w)[qkv]|(mlp\.)(?
 @dataclass
 class Findings:
     """What the pass found. bad: (tensor label, first index, count) of values that are not finite;
-    digests: by file; spreads: standard deviation by name of a decoder's linear, dequantised."""
+    codes: the same of codes that int8 does not have, -128; digests: by file; spreads: standard
+    deviation by name of a decoder's linear, dequantised."""
 
     bad: list[tuple[str, int, int]] = field(default_factory=list)
+    codes: list[tuple[str, int, int]] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
     spreads: dict[str, float] = field(default_factory=dict)
     tensors: int = 0
 
 
 def is_scale(name: str) -> bool:
-    """Whether a tensor is the scale of a quantised linear."""
-    return name.endswith(_WEIGHT_SCALES + _ACTIVATION_SCALES)
+    """Whether a tensor is the scale of a quantised linear, or the minimum beside it."""
+    return name.endswith((*_WEIGHT_SCALES, *_ACTIVATION_SCALES, ".weight_min"))
 
 
 def decode(raw: Array, dtype: str) -> Array:
@@ -69,10 +73,11 @@ def decode(raw: Array, dtype: str) -> Array:
 
 
 def read_scales(folder: Path, tensors: Sequence[StoredTensor]) -> dict[str, Array]:
-    """float32 values of every scale, by name."""
+    """float32 values of every scale but those of groups, by name."""
+    of_groups = {part for matrix in find_groups(tensors).values() for part in matrix.parts}
     scales = {}
     for tensor in tensors:
-        if is_scale(tensor.name) and tensor.dtype in _EXPONENTS:
+        if is_scale(tensor.name) and tensor.dtype in _EXPONENTS and tensor not in of_groups:
             with (folder / tensor.file).open("rb") as file:
                 file.seek(tensor.begin)
                 raw = np.frombuffer(file.read(tensor.bytes), np.uint8)
@@ -106,6 +111,7 @@ def scan(
 ) -> Findings:
     """Reads `files`, whose tensors are all in `tensors`, once."""
     findings = Findings()
+    groups = find_groups(tensors)
     for name in files:
         own = [tensor for tensor in tensors if tensor.file == name]
         digest = hashlib.sha256()
@@ -114,7 +120,8 @@ def scan(
             digest.update(head)
             advance(len(head))
             for tensor in own:
-                _scan_tensor(file, tensor, scales, digest, findings, advance)
+                sample = _sampler(folder, tensor, scales, groups.get(tensor.name))
+                _scan_tensor(file, tensor, sample, digest, findings, advance)
         findings.digests[name] = digest.hexdigest()
     return findings
 
@@ -122,7 +129,7 @@ def scan(
 def _scan_tensor(
     file: Any,
     tensor: StoredTensor,
-    scales: Mapping[str, Array],
+    sample: Sampler | None,
     digest: Any,
     findings: Findings,
     advance: Advance,
@@ -130,30 +137,57 @@ def _scan_tensor(
     width = ITEM_BYTES[tensor.dtype]
     first, bad = -1, 0
     count, total, squares = 0, 0.0, 0.0
-    scale = _scale_of(tensor, scales)
-    wanted = _LINEAR.fullmatch(tensor.name) is not None and tensor.dtype in _EXPONENTS
     for start in range(0, tensor.bytes, _PIECE_BYTES):
         data = file.read(min(_PIECE_BYTES, tensor.bytes - start))
         digest.update(data)
         advance(len(data))
         raw = np.frombuffer(data, np.uint8)
-        if tensor.dtype in _EXPONENTS:
-            kind, mask = _EXPONENTS[tensor.dtype]
-            found = (raw.view(kind) & kind(mask)) == kind(mask)
-            if found.any():
-                first = start // width + int(found.argmax()) if first < 0 else first
-                bad += int(found.sum())
-        if wanted:
+        found = _wrong(raw, tensor.dtype)
+        if found.any():
+            first = start // width + int(found.argmax()) if first < 0 else first
+            bad += int(found.sum())
+        if sample is not None:
             with np.errstate(all="ignore"):  # a scale may be anything; another check tells
-                values = _sample(raw, tensor, start // width, scale)
+                values = sample(raw, start // width)
                 count += values.size
                 total += float(values.sum())
                 squares += float(np.square(values).sum())
     findings.tensors += 1
     if bad:
-        findings.bad.append((f"{tensor.file}: {tensor.name}", first, bad))
-    elif wanted and count and math.isfinite(squares):
+        wrong = findings.codes if tensor.dtype == "I8" else findings.bad
+        wrong.append((f"{tensor.file}: {tensor.name}", first, bad))
+    elif count and math.isfinite(squares):
         findings.spreads[tensor.name] = math.sqrt(max(squares / count - (total / count) ** 2, 0))
+
+
+def _wrong(raw: Array, dtype: str) -> Array:
+    """Which items are not finite, or not codes of int8."""
+    if dtype == "I8":
+        return np.asarray(raw == 0x80)
+    if dtype not in _EXPONENTS:
+        return np.zeros(0, np.bool_)
+    kind, mask = _EXPONENTS[dtype]
+    return np.asarray((raw.view(kind) & kind(mask)) == kind(mask))
+
+
+def _sampler(
+    folder: Path, tensor: StoredTensor, scales: Mapping[str, Array], matrix: GroupMatrix | None
+) -> Sampler | None:
+    """(piece, its first item) -> its values, evenly thinned; None: the tensor is no linear."""
+    if _LINEAR.fullmatch(tensor.name) is None:
+        return None
+    if matrix is not None:
+        of_groups = read_group_scales(folder, matrix)
+        return lambda raw, first: sample_groups(matrix, raw, first, _step(raw), of_groups)
+    if tensor.dtype not in _EXPONENTS:
+        return None
+    scale = _scale_of(tensor, scales)
+    return lambda raw, first: _sample(raw, tensor, first, scale)
+
+
+def _step(items: Array) -> int:
+    """An odd one meets every column by and by."""
+    return max(1, len(items) // _SAMPLE) | 1
 
 
 def _scale_of(tensor: StoredTensor, scales: Mapping[str, Array]) -> Array | None:
@@ -165,8 +199,7 @@ def _sample(raw: Array, tensor: StoredTensor, first: int, scale: Array | None) -
     """float64 values of the piece that begins at element `first`, evenly thinned, dequantised."""
     width = ITEM_BYTES[tensor.dtype]
     items = raw.reshape(-1, width)
-    # An odd step meets every column by and by.
-    step = max(1, len(items) // _SAMPLE) | 1
+    step = _step(items)
     values = decode(np.ascontiguousarray(items[::step]).reshape(-1), tensor.dtype)
     values = values.astype(np.float64)
     if scale is not None and scale.size == 1:
