@@ -44,8 +44,8 @@ def resolve_model(name: str, weight_dtype: str = "auto", progress: bool | None =
     """The directory to load for `name`.
 
     "smollm2" and GGUF files are converted into the cache with `weight_dtype` ("bf16", "f32",
-    "fp8"; "auto" is "bf16"); a directory is itself; "org/name" is a hub repository. `progress` is
-    that of mmengine.progress.bar.
+    "fp8", "int8", "int4"; "auto" is "bf16"); a directory is itself; "org/name" is a hub repository.
+    `progress` is that of mmengine.progress.bar.
 
     Raises ModelNotFoundError for anything else, and the errors of fetch and convert.
     """

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 _CHANGED = {
     "device": {"help": "auto, cpu or cuda; auto is cuda where a memory or devices are given"},
-    "weight_dtype": {"choices": ("auto", "f32", "bf16", "fp8", "int4")},
 }
-_TAKEN = ("max_context", "max_batch", "kv_dtype", "threads", "prefill_chunk", *_CHANGED)
+_KEPT = ("max_context", "max_batch", "weight_dtype", "kv_dtype", "threads", "prefill_chunk")
+_TAKEN = (*_KEPT, *_CHANGED)
 
-# The Engine's options that change a plan, with what only a plan knows: cuda, int4.
+# The Engine's options that change a plan, with what only a plan knows: cuda.
 PLAN_SETTINGS = tuple(
     replace(setting, **_CHANGED.get(setting.name, {}))  # type: ignore[arg-type]
     for setting in ENGINE_SETTINGS

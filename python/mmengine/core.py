@@ -22,6 +22,8 @@ WEIGHT_DTYPES = {
     "f32": _core.WeightDtype.f32,
     "bf16": _core.WeightDtype.bf16,
     "fp8": _core.WeightDtype.fp8,
+    "int8": _core.WeightDtype.int8,
+    "int4": _core.WeightDtype.int4,
 }
 KV_DTYPES = {
     "auto": _core.KvDtype.automatic,
@@ -34,9 +36,10 @@ KV_DTYPES = {
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a checkpoint directory holds: layout, config, tensors under the engine's names.
 
-    `kind` is "model" or "draft head"; `quantization` "none" or "fp8, ..." as stored; `vision` the
-    sizes of a vision tower, or None. Reads its config and the headers of its files, and of the
-    weights only activation scales. A tensor's `dtype` is the stored one.
+    `kind` is "model" or "draft head"; `quantization` as stored: "none", "fp8, ...", "int8, ..." or
+    "int4, ..."; `vision` the sizes of a vision tower, or None. Reads its config and the headers of
+    its files, and of the weights only activation scales. A tensor's `dtype` is the stored one: "i8"
+    and "u8" are codes of int8 and int4, of these two in a byte.
     """
     info = _core.inspect(os.fspath(path))
     config = {

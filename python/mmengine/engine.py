@@ -82,8 +82,10 @@ class Engine:
         model: a directory (HF or Mistral layout, or made by `mm-run convert`), a GGUF file, a hub
             repository id, or "smollm2", the demo model; the latter three go through the cache.
         device: "auto", "cpu", or "ref" (slow: the specification of the others).
-        weight_dtype: "auto" (as stored; f16 becomes f32), "f32", "bf16" or "fp8" (e4m3 with one
-            scale per row, weights only).
+        weight_dtype: "auto" (as stored; f16 becomes f32), "f32", "bf16", "fp8" (e4m3 with one scale
+            per row, weights only), "int8" (one f16 scale per 32 weights of a row) or "int4" (4-bit
+            codes with an f16 scale and minimum per 32; embedding and head are int8). Beside int8
+            and int4 the inputs, too, are rounded to 8 bits, per token and 32 values.
         kv_dtype: "auto" (f32 beside f32 weights, else bf16), "f32", "bf16" or "fp8" (e4m3 of the
             values themselves: half of bf16's memory; stats().kv_saturated counts what it clamps).
         max_context: tokens of prompt and answer; None = what the model and the memory allow.
@@ -138,7 +140,8 @@ class Engine:
                 f"model: expected a path or a name, got {quoted(model)}", where="model"
             )
         self.model_name = os.fspath(model)
-        wish = "f32" if weight_dtype == "f32" else "bf16"
+        # GGUF has types that are int8 and int4 already: by way of bf16 they would lose.
+        wish = weight_dtype if weight_dtype in ("f32", "int8", "int4") else "bf16"
         self.path: Path = cache.resolve_model(self.model_name, weight_dtype=wish, progress=progress)
         self.tokenizer: AnyTokenizer | None = load_tokenizer(self.path)
         core = load_core(self.path, options, progress)

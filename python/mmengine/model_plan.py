@@ -19,7 +19,7 @@ from mmengine.sizes import parse_bytes
 
 _KV_DTYPES = ("f32", "bf16", "fp8")
 _CHOICES = {
-    "cpu": (("auto", "f32", "bf16", "fp8"), ("auto", "f32", "bf16", "fp8")),
+    "cpu": (("auto", "f32", "bf16", "fp8", "int8", "int4"), ("auto", "f32", "bf16", "fp8")),
     "cuda": (("auto", "bf16", "fp8", "int4"), ("auto", "bf16", "fp8")),
 }
 _MOST_DEVICES = 1024
@@ -97,8 +97,8 @@ def plan(
 
     model: as for Engine; of a hub repository only the config is downloaded.
     device: "cpu", "cuda", or "auto": cuda where device_memory or devices is given, else cpu.
-    weight_dtype: "auto" (as stored), "f32" (cpu), "bf16", "fp8", "int4" (cuda: 4-bit linears with
-        one f16 scale per 128 columns).
+    weight_dtype: "auto" (as stored), "f32" (cpu), "bf16", "fp8", "int8" (cpu), "int4" (cuda: 4-bit
+        linears with one f16 scale per 128 columns; cpu: as Engine has it).
     kv_dtype: "auto" (f32 beside f32 weights on the cpu, else bf16), "f32" (cpu), "bf16", "fp8".
     draft: directory of an EAGLE head (cuda). text_only: the vision tower is not loaded.
     device_memory: of one device, bytes or "80GiB"; None: what this machine has free (cpu), not

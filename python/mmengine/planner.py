@@ -162,13 +162,18 @@ class Planner:
         return [f"devices {chosen}" + _gain(fits[chosen], wanted)]
 
     def _narrow(self, wanted: int) -> list[str]:
-        """Narrower weights."""
+        """Narrower weights: the widest that are enough, else the narrowest if they gain."""
         now = self.fit().context
-        narrow = "int4" if self._on_gpu() else "fp8"
-        if self.wish.weight_dtype == narrow:
+        fits = {dtype: self.fit(weight_dtype=dtype) for dtype in self._narrow_dtypes()}
+        enough = next((dtype for dtype, fit in fits.items() if fit.context >= wanted), None)
+        chosen = enough or "int4"
+        if chosen not in fits or fits[chosen].context <= now:
             return []
-        fit = self.fit(weight_dtype=narrow)
-        return [f"weight_dtype {narrow}" + _gain(fit, wanted)] if fit.context > now else []
+        return [f"weight_dtype {chosen}" + _gain(fits[chosen], wanted)]
+
+    def _narrow_dtypes(self) -> list[str]:
+        dtypes = ("int4",) if self._on_gpu() else ("fp8", "int4")
+        return [dtype for dtype in dtypes if dtype != self.wish.weight_dtype]
 
     def _on_gpu(self) -> bool:
         return self.wish.device == "cuda"

@@ -97,8 +97,8 @@ ENGINE_SETTINGS = (
     Setting(
         "weight_dtype",
         str,
-        "type of the weights in memory; auto is as stored",
-        choices=("auto", "f32", "bf16", "fp8"),
+        "type of the weights in memory; auto is as stored, int8 and int4 quantise inputs, too",
+        choices=("auto", "f32", "bf16", "fp8", "int8", "int4"),
     ),
     Setting(
         "kv_dtype",

@@ -195,6 +195,8 @@ MODELS = [
         {"max_context": 100, "max_batch": 3, "threads": 2},
         {"weight_dtype": "fp8", "kv_dtype": "f32", "prefill_chunk": 32},
         {"weight_dtype": "bf16", "threads": 1},
+        {"weight_dtype": "int8", "max_batch": 2},
+        {"weight_dtype": "int4", "kv_dtype": "bf16"},
         {"kv_dtype": "fp8", "max_batch": 2},
     ],
 )
@@ -274,7 +276,8 @@ def test_weights_change_nothing(tmp_path):
     [
         ({"device": "tpu"}, 'device: expected one of auto, cpu, cuda, got "tpu"'),
         ({"device": "cpu", "devices": 2}, "devices: expected 1 on device cpu, got 2"),
-        ({"device": "cpu", "weight_dtype": "int4"}, "weight_dtype: expected one of auto, f32"),
+        ({"device": "cpu", "weight_dtype": "q4"}, "weight_dtype: expected one of auto, f32"),
+        ({"device": "cuda", "weight_dtype": "int8"}, "weight_dtype: expected one of auto, bf16"),
         ({"device": "cuda", "kv_dtype": "f32"}, "kv_dtype: expected one of auto, bf16, fp8"),
         ({"text_only": "x"}, 'text_only: expected True or False, got "x"'),
         ({"max_batch": 0}, "max_batch: expected an integer from 1"),
