@@ -12,6 +12,8 @@ constexpr std::int64_t kSpanTokens = kSpanBlocks * kBlockTokens;
 constexpr std::int64_t kSplitRows = 4;  // steps of at most this many rows are split into spans
 constexpr int kGroupQueries = 24;       // share the loads of a block, fit the first-level cache
 
+constexpr std::int64_t kMergeAlone = 32768;  // floats that one thread merges before two have begun
+
 std::int64_t spans_of(std::int64_t tokens) { return (tokens + kSpanTokens - 1) / kSpanTokens; }
 
 cpu::SoftmaxState state_at(float* data, int queries) {
@@ -149,7 +151,7 @@ void cpu_attention(const AttentionParams& p, const cpu::Kernels& kernels, Thread
             task.compute(kernels, i % spans, state_of(i / spans, i % spans, task.queries()));
           }
         });
-    pool.parallel_for(groups * num_kv_heads, [&](std::int64_t begin, std::int64_t end, int thread) {
+    const auto merge_all = [&](std::int64_t begin, std::int64_t end, int thread) {
       for (std::int64_t i = begin; i < end; ++i) {
         const Task task = task_of(i, thread);
         const cpu::SoftmaxState first = state_of(i, 0, task.queries());
@@ -158,7 +160,13 @@ void cpu_attention(const AttentionParams& p, const cpu::Kernels& kernels, Thread
         }
         task.write(first);
       }
-    });
+    };
+    const std::int64_t tasks = groups * num_kv_heads;
+    if (tasks * spans * scratch.state_floats <= kMergeAlone) {
+      merge_all(0, tasks, 0);
+    } else {
+      pool.parallel_for(tasks, merge_all);
+    }
     return;
   }
   pool.parallel_for(groups * num_kv_heads, [&](std::int64_t begin, std::int64_t end, int thread) {

@@ -119,11 +119,13 @@ std::size_t CpuTraits::scratch_bytes(const ModelShape& shape, const StepLimits& 
   linear.matrix(rows, (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim);
   const std::int64_t widest =
       std::max({shape.hidden_size, shape.intermediate_size, shape.num_heads * shape.head_dim});
-  GemmScratch(linear, rows, num_groups(widest), threads);
+  Carver in_groups = linear;
+  GemmScratch(linear, rows, widest, false, threads);
+  GemmScratch(in_groups, rows, widest, true, threads);
   Carver attention;
   AttentionScratch(attention, shape.num_heads, shape.num_kv_heads, shape.head_dim, limits.rows,
                    limits.context_tokens, threads);
-  return std::max(linear.bytes(), attention.bytes());
+  return std::max({linear.bytes(), in_groups.bytes(), attention.bytes()});
 }
 
 CpuBackend::CpuBackend(const cpu::Kernels& kernels, int threads)

@@ -2,11 +2,16 @@
 
 namespace mmengine {
 
-GemmScratch::GemmScratch(Carver& carver, std::int64_t rows, std::int64_t groups, int threads)
+GemmScratch::GemmScratch(Carver& carver, std::int64_t rows, std::int64_t k, bool in_groups,
+                         int threads)
     : tile_floats(std::min<std::int64_t>(rows, cpu::kTaskRows) * cpu::kBlockRows),
-      tiles(carver.floats(tile_floats * threads)),
+      sums(carver.floats(tile_floats * threads)),
       panels(carver.floats(cpu::kPanelFloats * threads)) {
-  const std::int64_t all = rows * groups;
+  if (!in_groups) {
+    if (rows > cpu::kStreamRows) tiles = carver.floats(rows * k);
+    return;
+  }
+  const std::int64_t all = rows * num_groups(k);
   rounded.codes = reinterpret_cast<std::int8_t*>(carver.floats(all * kGroup / 4));
   rounded.scales = carver.floats(all);
   rounded.sums = carver.floats(all);
@@ -25,6 +30,22 @@ void round_rows(TensorView x, const cpu::Kernels& kernels, ThreadPool& pool,
   pool.parallel_for((count + kRows - 1) / kRows, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t r = begin * kRows; r < std::min(end * kRows, count); ++r) {
       kernels.round_groups(x.as<float>() + r * x.row_stride, k, cpu::row_of(out, r, num_groups(k)));
+    }
+  });
+}
+
+void pack_rows(TensorView x, std::int64_t per_group, const cpu::Kernels& kernels, ThreadPool& pool,
+               float* tiles) {
+  constexpr std::int64_t kColumns = 64;  // per task
+  const std::int64_t rows = x.shape[0], k = x.shape[1];
+  const std::int64_t pieces = (k + kColumns - 1) / kColumns;
+  const std::int64_t groups = (rows + per_group - 1) / per_group;
+  pool.parallel_for(groups * pieces, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t task = begin; task < end; ++task) {
+      const std::int64_t first = task / pieces * per_group, column = task % pieces * kColumns;
+      kernels.pack_tiles({x.as<float>() + first * x.row_stride, x.row_stride,
+                          static_cast<int>(std::min(per_group, rows - first)), k, column,
+                          std::min(column + kColumns, k), tiles + first * k});
     }
   });
 }

@@ -11,12 +11,13 @@
 
 namespace mmengine {
 
-// Per thread a tile of sums and a widened panel; for int8 and int4 the rounded rows of x.
+// Per thread a tile of sums and a widened panel; the rows of x in tiles, or for int8 and int4
+// rounded in groups.
 struct GemmScratch {
   std::int64_t tile_floats;
-  float *tiles, *panels;
-  cpu::GroupRow rounded;
-  GemmScratch(Carver& carver, std::int64_t rows, std::int64_t groups, int threads);
+  float *sums, *panels, *tiles = nullptr;
+  cpu::GroupRow rounded{};
+  GemmScratch(Carver& carver, std::int64_t rows, std::int64_t k, bool in_groups, int threads);
 };
 
 // Rows are shared out in equal groups, whole register tiles as far as possible.
@@ -25,6 +26,10 @@ std::int64_t group_rows(std::int64_t rows);
 // Every row of x in groups, for weights of int8 and int4.
 void round_rows(TensorView x, const cpu::Kernels& kernels, ThreadPool& pool,
                 const cpu::GroupRow& out);
+
+// Every row of x in tiles, group by group.
+void pack_rows(TensorView x, std::int64_t per_group, const cpu::Kernels& kernels, ThreadPool& pool,
+               float* tiles);
 
 // Asks for the lines of out[first .. first + rows, columns from `column` on], which a tile ends in:
 // rows lie far apart, and waiting for them takes a fifth of the time of int8 products.
@@ -44,14 +49,15 @@ void cpu_gemm(TensorView x, const Weight& weight, TensorView out, std::int64_t c
   const std::int64_t rows = x.shape[0], k = weight.spec.k;
   if (rows == 0) return;
   const bool rounds = has_groups(weight.spec.format);
-  const std::int64_t k_groups = rounds ? num_groups(k) : 0;
-  const GemmScratch scratch(carver, rows, k_groups, pool.threads());
-  if (rounds) round_rows(x, kernels, pool, scratch.rounded);
+  const GemmScratch scratch(carver, rows, k, rounds, pool.threads());
   const std::int64_t per_group = group_rows(rows);
+  const bool tiles = scratch.tiles != nullptr;
+  if (rounds) round_rows(x, kernels, pool, scratch.rounded);
+  if (tiles) pack_rows(x, per_group, kernels, pool, scratch.tiles);
   const std::int64_t groups = (rows + per_group - 1) / per_group;
   const std::int64_t blocks = cpu::packed_rows(weight.spec) / cpu::kBlockRows;
   pool.parallel_for(groups * blocks, [&](std::int64_t begin, std::int64_t end, int thread) {
-    float* tile = scratch.tiles + thread * scratch.tile_floats;
+    float* sums = scratch.sums + thread * scratch.tile_floats;
     float* panel = scratch.panels + thread * cpu::kPanelFloats;
     for (std::int64_t task = begin; task < end; ++task) {
       const std::int64_t block = task % blocks, first = task / blocks * per_group;
@@ -60,13 +66,15 @@ void cpu_gemm(TensorView x, const Weight& weight, TensorView out, std::int64_t c
           static_cast<const std::byte*>(weight.data) + block * cpu::block_bytes(weight.spec);
       if (count > 1) prefetch_tile(out, first, count, block * columns, columns);
       if (rounds) {
-        kernels.group_tile({cpu::row_of(scratch.rounded, first, k_groups), count, k_groups, data,
-                            weight.spec.format, tile});
+        kernels.group_tile({cpu::row_of(scratch.rounded, first, num_groups(k)), count,
+                            num_groups(k), data, weight.spec.format, sums});
       } else {
-        kernels.gemm_tile({x.as<float>() + first * x.row_stride, x.row_stride, count, k, data,
-                           weight.spec.format, panel, tile});
+        const float* input =
+            tiles ? scratch.tiles + first * k : x.as<float>() + first * x.row_stride;
+        kernels.gemm_tile(
+            {input, x.row_stride, tiles, count, k, data, weight.spec.format, panel, sums});
       }
-      epilogue(block, first, count, static_cast<const float*>(tile));
+      epilogue(block, first, count, static_cast<const float*>(sums));
     }
   });
 }

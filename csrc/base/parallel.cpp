@@ -163,14 +163,17 @@ void ThreadPool::execute(std::int64_t chunk, int thread) {
       failed_.store(true, std::memory_order_relaxed);
     }
   }
-  if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished_.notify_one();
 }
 
 void ThreadPool::work(std::uint32_t loop, int thread) {
   const int count = threads();
+  std::uint32_t done = 0;            // told once: every thread writes to that one place
   for (int i = 0; i < count; ++i) {  // its own share, then what is left of the others'
     Range& range = ranges_[static_cast<std::size_t>((thread + i) % count)];
-    for (std::int64_t chunk; claim(range, loop, chunk);) execute(chunk, thread);
+    for (std::int64_t chunk; claim(range, loop, chunk); ++done) execute(chunk, thread);
+  }
+  if (done > 0 && unfinished_.fetch_sub(done, std::memory_order_acq_rel) == done) {
+    unfinished_.notify_one();
   }
 }
 

@@ -73,7 +73,7 @@ inline void add_strip(const AttendSpan& s, const T* values, int query, int count
                       std::int64_t width, std::int64_t column, std::ptrdiff_t ahead) {
   const Rows<T, Columns> b{values + column, width, ahead};
   tiles(count, [&](int i, auto size) {
-    multiply<size()>(s.scores + (query + i) * kBlockTokens, kBlockTokens, b, n,
+    multiply<size()>(Fixed<kBlockTokens>{s.scores + (query + i) * kBlockTokens}, b, n,
                      s.state.values + (query + i) * width + column, width, true);
   });
 }
@@ -99,7 +99,7 @@ template <class T>
 inline void score(const AttendSpan& s, const T* keys, int query, int count, std::ptrdiff_t ahead) {
   const Rows<T, kBlockTokens> b{keys, kBlockTokens, ahead};
   tiles(count, [&](int i, auto size) {
-    multiply<size()>(s.q + (query + i) * s.head_dim, s.head_dim, b, s.head_dim,
+    multiply<size()>(RowMajor{s.q + (query + i) * s.head_dim, s.head_dim}, b, s.head_dim,
                      s.scores + (query + i) * kBlockTokens, kBlockTokens, false);
   });
 }

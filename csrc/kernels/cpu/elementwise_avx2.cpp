@@ -6,6 +6,7 @@
 namespace mmengine::cpu {
 namespace avx2 {
 
+void pack_tiles(const PackTiles&);
 void gemm_tile(const GemmTile&);
 void round_groups(const float*, std::int64_t, const GroupRow&);
 void group_tile(const GroupTile&);
@@ -17,6 +18,7 @@ void merge(const SoftmaxState&, const SoftmaxState&, int, std::int64_t);
 
 const Kernels kAvx2Kernels = {
     .name = "avx2",
+    .pack_tiles = avx2::pack_tiles,
     .gemm_tile = avx2::gemm_tile,
     .round_groups = avx2::round_groups,
     .group_tile = avx2::group_tile,
@@ -31,7 +33,7 @@ const Kernels kAvx2Kernels = {
     .multiply = avx2::multiply,
     .multiply_flops = 2.0 * avx2::kWideLanes * kMultiplyChains,
     .multiply_bytes = avx2::multiply_bytes,
-    .multiply_bytes_ops = 2.0 * 4 * avx2::kWideLanes * kMultiplyChains,
+    .multiply_bytes_ops = 2.0 * 4 * avx2::kWideLanes * 8,
 };
 
 }  // namespace mmengine::cpu

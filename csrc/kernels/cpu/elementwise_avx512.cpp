@@ -6,6 +6,7 @@
 namespace mmengine::cpu {
 namespace avx512 {
 
+void pack_tiles(const PackTiles&);
 void gemm_tile(const GemmTile&);
 void round_groups(const float*, std::int64_t, const GroupRow&);
 void group_tile(const GroupTile&);
@@ -17,6 +18,7 @@ void merge(const SoftmaxState&, const SoftmaxState&, int, std::int64_t);
 
 const Kernels kAvx512Kernels = {
     .name = "avx512",
+    .pack_tiles = avx512::pack_tiles,
     .gemm_tile = avx512::gemm_tile,
     .round_groups = avx512::round_groups,
     .group_tile = avx512::group_tile,
@@ -31,7 +33,7 @@ const Kernels kAvx512Kernels = {
     .multiply = avx512::multiply,
     .multiply_flops = 2.0 * avx512::kWideLanes * kMultiplyChains,
     .multiply_bytes = avx512::multiply_bytes,
-    .multiply_bytes_ops = 2.0 * 4 * avx512::kWideLanes * kMultiplyChains,
+    .multiply_bytes_ops = 2.0 * 4 * avx512::kWideLanes * 12,
 };
 
 }  // namespace mmengine::cpu

@@ -6,6 +6,7 @@
 namespace mmengine::cpu {
 namespace scalar {
 
+void pack_tiles(const PackTiles&);
 void gemm_tile(const GemmTile&);
 void round_groups(const float*, std::int64_t, const GroupRow&);
 void group_tile(const GroupTile&);
@@ -17,6 +18,7 @@ void merge(const SoftmaxState&, const SoftmaxState&, int, std::int64_t);
 
 const Kernels kScalarKernels = {
     .name = "scalar",
+    .pack_tiles = scalar::pack_tiles,
     .gemm_tile = scalar::gemm_tile,
     .round_groups = scalar::round_groups,
     .group_tile = scalar::group_tile,
@@ -31,7 +33,7 @@ const Kernels kScalarKernels = {
     .multiply = scalar::multiply,
     .multiply_flops = 2.0 * scalar::kWideLanes * kMultiplyChains,
     .multiply_bytes = scalar::multiply_bytes,
-    .multiply_bytes_ops = 2.0 * 4 * scalar::kWideLanes * kMultiplyChains,
+    .multiply_bytes_ops = 2.0 * 4 * scalar::kWideLanes * 4,
 };
 
 }  // namespace mmengine::cpu

@@ -8,16 +8,13 @@
 
 namespace mmengine::cpu::MM_LEVEL {
 
-// Up to this many rows, decoding the block once for every few rows is cheaper than a panel.
-template <class T>
-constexpr int kStreamRows = sizeof(T) == 1 ? 4 : 8;
 constexpr int kStreamTile = kTileRows / 3;  // rows that share a decoded weight while streaming
 
 template <int R, class T>
 inline void stream(const GemmTile& g, const Packed<T>& packed, std::int64_t k, std::int64_t depth,
                    int row) {
-  multiply<R>(g.x + row * g.x_stride + k, g.x_stride, packed, depth, g.out + row * kBlockRows,
-              kBlockRows, k > 0);
+  multiply<R>(RowMajor{g.x + row * g.x_stride + k, g.x_stride}, packed, depth,
+              g.out + row * kBlockRows, kBlockRows, k > 0);
 }
 
 template <class T>
@@ -39,8 +36,8 @@ template <int R = kTileRows>
 inline void strip_rows(int rows, const GemmTile& g, const float* strip, std::ptrdiff_t stride,
                        std::int64_t k, std::int64_t depth, int row, int column) {
   if (rows == R) {
-    multiply<R>(g.x + row * g.x_stride + k, g.x_stride, Rows<float, kStripColumns>{strip, stride},
-                depth, g.out + row * kBlockRows + column, kBlockRows, k > 0);
+    multiply<R>(Tile<R>{g.x + row * g.k + k * R}, Rows<float, kStripColumns>{strip, stride}, depth,
+                g.out + row * kBlockRows + column, kBlockRows, k > 0);
   } else if constexpr (R > 1) {
     strip_rows<R - 1>(rows, g, strip, stride, k, depth, row, column);
   }
@@ -48,11 +45,24 @@ inline void strip_rows(int rows, const GemmTile& g, const float* strip, std::ptr
 
 // Tiles of kTileRows rows; what is left at the end is halved, so that no tile of one or two rows
 // waits for itself.
+inline int tile_rows(int left) {
+  return left <= kTileRows ? left : left < 2 * kTileRows ? (left + 1) / 2 : kTileRows;
+}
+
+void pack_tiles(const PackTiles& p) {
+  for (int row = 0, rows = 0; row < p.rows; row += rows) {
+    rows = tile_rows(p.rows - row);
+    float* out = p.tiles + row * p.k + p.begin * rows;
+    for (std::int64_t k = p.begin; k < p.end; ++k, out += rows) {
+      for (int r = 0; r < rows; ++r) out[r] = p.x[(row + r) * p.x_stride + k];
+    }
+  }
+}
+
 inline void strip_all_rows(const GemmTile& g, const float* strip, std::ptrdiff_t stride,
                            std::int64_t k, std::int64_t depth, int column) {
   for (int row = 0, rows = 0; row < g.rows; row += rows) {
-    const int left = g.rows - row;
-    rows = left <= kTileRows ? left : left < 2 * kTileRows ? (left + 1) / 2 : kTileRows;
+    rows = tile_rows(g.rows - row);
     strip_rows(rows, g, strip, stride, k, depth, row, column);
   }
 }
@@ -90,10 +100,10 @@ inline void panel_rows(const GemmTile& g, const T* block, std::int64_t k, std::i
 template <class T>
 void tile(const GemmTile& g) {
   const T* block = static_cast<const T*>(g.block);
-  if (g.rows <= kStreamTile) return stream_rows(g, block, 0, g.k);
+  if (!g.tiles && g.rows <= kStreamTile) return stream_rows(g, block, 0, g.k);
   for (std::int64_t k = 0; k < g.k; k += kPanelDepth) {
     const std::int64_t depth = g.k - k < kPanelDepth ? g.k - k : kPanelDepth;
-    if (g.rows <= kStreamRows<T>) {
+    if (!g.tiles) {
       stream_rows(g, block, k, depth);
     } else {
       panel_rows(g, block, k, depth);

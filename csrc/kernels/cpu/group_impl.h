@@ -152,16 +152,16 @@ void group_tile(const GroupTile& g) {
 float multiply_bytes(std::int64_t loops) {
   using D = Dot<WeightFormat::int4>;
   constexpr std::int8_t kOnes[4] = {1, 1, 1, 1};
-  const Bytes w = splat_bytes(kOnes);
-  Bytes x = w;
-  D::Sums chains[kMultiplyChains];
+  Bytes w[kByteChains / 4], x[4];
+  for (Bytes& b : w) renew(b = splat_bytes(kOnes));
+  for (Bytes& b : x) b = splat_bytes(kOnes);
+  typename D::Sums chains[kByteChains];
   for (auto& chain : chains) chain = D::start(0);
   for (std::int64_t i = 0; i < loops; ++i) {
+#pragma GCC unroll 4
+    for (Bytes& b : x) renew(b);
 #pragma GCC unroll 12
-    for (auto& chain : chains) {
-      renew(x);
-      chain = D::add(chain, w, x);
-    }
+    for (int j = 0; j < kByteChains; ++j) chains[j] = D::add(chains[j], w[j / 4], x[j % 4]);
   }
   Wide total = zero_of<Wide>();
   for (auto& chain : chains) total = total + D::finish(chain);

@@ -22,10 +22,25 @@ constexpr std::int64_t kTileFloats = kTaskRows * kBlockRows;
 // whoever computes them: that fixes the bits.
 constexpr std::int64_t kSpanBlocks = 8;
 
-struct GemmTile {  // out[rows, 32] = x[rows, k] times one packed block, without row scales
+// Up to this many rows stream the packed weights; more are packed in tiles first. Decoding a block
+// once for every few rows is cheaper than a panel as long as they are few.
+constexpr int kStreamRows = 8;
+
+// Rows of x -> tiles of as many rows as the level multiplies at once, [k, rows of the tile] each
+// and one behind the other; columns [begin, end) of them.
+struct PackTiles {
   const float* x;
   std::int64_t x_stride;
-  int rows;  // at most kTaskRows
+  int rows;  // of one GEMM task
+  std::int64_t k, begin, end;
+  float* tiles;  // [rows * k]
+};
+
+struct GemmTile {  // out[rows, 32] = x[rows, k] times one packed block, without row scales
+  const float* x;  // rows x_stride apart, or what pack_tiles made of them
+  std::int64_t x_stride;
+  bool tiles;
+  int rows;  // at most kTaskRows; kStreamRows where they are no tiles
   std::int64_t k;
   const void* block;
   WeightFormat format;
@@ -81,6 +96,7 @@ constexpr int kMultiplyChains = 12;  // more than the latency of a multiply-add 
 
 struct Kernels {
   const char* name;
+  void (*pack_tiles)(const PackTiles&);
   void (*gemm_tile)(const GemmTile&);
   void (*round_groups)(const float* x, std::int64_t k, const GroupRow& out);
   void (*group_tile)(const GroupTile&);

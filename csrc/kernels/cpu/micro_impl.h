@@ -52,9 +52,29 @@ struct Packed {
   }
 };
 
+// A: element k of row r. Rows that lie apart need a pointer each, of which there are few; a tile of
+// many rows is packed, with all of one k side by side.
+struct RowMajor {
+  const float* data;
+  std::ptrdiff_t stride;
+  float operator()(int r, std::int64_t k) const { return data[r * stride + k]; }
+};
+
+template <int kStride>
+struct Fixed {  // RowMajor with a stride that the compiler knows
+  const float* data;
+  float operator()(int r, std::int64_t k) const { return data[r * kStride + k]; }
+};
+
+template <int R>
+struct Tile {
+  const float* data;  // [k, R]
+  float operator()(int r, std::int64_t k) const { return data[k * R + r]; }
+};
+
 // sum[r] += a[r, k ..] times kCount rows of b.
-template <int kCount, int R, class Strip>
-inline void multiply_step(const float* a, std::ptrdiff_t a_stride, const Strip& b, std::int64_t k,
+template <int kCount, int R, class A, class Strip>
+inline void multiply_step(const A& a, const Strip& b, std::int64_t k,
                           typename Strip::Vector (&sum)[R][Strip::kVectors]) {
   using V = typename Strip::Vector;
   V w[kCount * Strip::kVectors];
@@ -63,7 +83,7 @@ inline void multiply_step(const float* a, std::ptrdiff_t a_stride, const Strip& 
   for (int i = 0; i < kCount; ++i) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const V x = splat_of<V>(a[r * a_stride + k + i]);
+      const V x = splat_of<V>(a(r, k + i));
 #pragma GCC unroll 4
       for (int v = 0; v < Strip::kVectors; ++v) {
         sum[r][v] = fma(x, w[i * Strip::kVectors + v], sum[r][v]);
@@ -73,9 +93,9 @@ inline void multiply_step(const float* a, std::ptrdiff_t a_stride, const Strip& 
 }
 
 // c[r, columns of b] (+)= sum over ascending k of a[r, k] b[k, column], one chain per element.
-template <int R, class Strip>
-inline void multiply(const float* a, std::ptrdiff_t a_stride, Strip b, std::int64_t depth, float* c,
-                     std::ptrdiff_t c_stride, bool accumulate) {
+template <int R, class A, class Strip>
+inline void multiply(A a, Strip b, std::int64_t depth, float* c, std::ptrdiff_t c_stride,
+                     bool accumulate) {
   using V = typename Strip::Vector;
   constexpr int kVectors = Strip::kVectors, kLanesOf = Strip::kLanesOf;
   V sum[R][kVectors];
@@ -89,9 +109,9 @@ inline void multiply(const float* a, std::ptrdiff_t a_stride, Strip b, std::int6
   std::int64_t k = 0;
 #pragma GCC unroll 2
   for (; k + Strip::kAtOnce <= depth; k += Strip::kAtOnce) {
-    multiply_step<Strip::kAtOnce>(a, a_stride, b, k, sum);
+    multiply_step<Strip::kAtOnce>(a, b, k, sum);
   }
-  if (k < depth) multiply_step<1>(a, a_stride, b, k, sum);
+  if (k < depth) multiply_step<1>(a, b, k, sum);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4

@@ -63,6 +63,7 @@ inline void load_weights(const std::uint8_t* p, F8* w) {
 
 using Bytes = __m256i;
 constexpr int kGroupRows = 2;  // 2 rows x 16 columns: whole and f32 sums fill 8 of 16 registers
+constexpr int kByteChains = 8;
 
 inline Bytes load_bytes(const std::uint8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

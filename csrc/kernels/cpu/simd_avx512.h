@@ -98,6 +98,7 @@ inline void load_weights(const std::uint8_t* p, F16* w) {
 
 using Bytes = __m512i;
 constexpr int kGroupRows = 6;  // 6 rows x 32 columns: whole and f32 sums fill 24 of 32 registers
+constexpr int kByteChains = 12;
 
 inline Bytes load_bytes(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
 inline Bytes splat_bytes(const std::int8_t* four) {

@@ -172,6 +172,7 @@ struct Ints {
   std::int32_t v[8];
 };
 constexpr int kGroupRows = 1;
+constexpr int kByteChains = 4;
 
 inline Bytes load_bytes(const std::uint8_t* p) {
   Bytes b;

@@ -7,6 +7,12 @@
 
 #include <cstdint>
 
+#ifdef __AVX512F__
+#define MM_REGISTER "+v"
+#else
+#define MM_REGISTER "+x"
+#endif
+
 namespace mmengine::cpu::MM_LEVEL {
 
 struct F8 {
@@ -107,7 +113,7 @@ inline float square_root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(
 // Makes a value unknown to the compiler, which then computes with it again.
 template <class Register>
 inline void renew(Register& value) {
-  asm volatile("" : "+x"(value));
+  asm volatile("" : MM_REGISTER(value));
 }
 
 // The largest magnitude of 32 values, NaN if one of them is not finite.
