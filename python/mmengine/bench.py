@@ -6,7 +6,8 @@ stream for one sequence, and for more as the difference to a run that stops afte
 percent_of_limit is the least time that the same machine could need (roofline.py) by the measured
 one. A decode step must read the weights once and the KV cache of every sequence: that, by its time,
 is gbytes_per_s. A whole run is what a batch of requests takes from the first prompt to the last
-token; the share of scheduling is that of the engine's steps in all runs of a batch.
+token; the share of scheduling is that of the engine's steps in all runs of a batch. The second turn
+of a conversation sends its history again, most of which the KV cache still has.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from mmengine.bench_result import Bench, Row, Scheduling, SecondTurn, WholeRun
 from mmengine.errors import EngineDeadError, UsageError
 from mmengine.roofline import Machine, Work, decode_work, prefill_work
 from mmengine.sampling import SamplingParams
@@ -32,67 +33,8 @@ _T = TypeVar("_T")
 _SEED = 20_241_122
 _LONG_S = 30.0  # no further run of the same begins after so many seconds of it
 _WHOLE_TOKENS = 128  # of the prompts and of the answers of a whole run
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the result: medians over the runs.
-
-    tokens_per_s counts all sequences; ms_per_token is, in prefill, the time per prompt token and,
-    in decode, the time between two tokens of one sequence. gbytes_per_s is None for prefill.
-    """
-
-    phase: str
-    prompt_tokens: int
-    gen_tokens: int
-    batch: int
-    tokens_per_s: float
-    ms_per_token: float
-    gbytes_per_s: float | None
-    percent_of_limit: float
-
-
-@dataclass(frozen=True, slots=True)
-class WholeRun:
-    """Generated tokens of all requests by the time from the first prompt to the last token."""
-
-    requests: int
-    prompt_tokens: int
-    gen_tokens: int
-    tokens_per_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Scheduling:
-    """Of all steps of a batch's runs: the share of scheduling in their time, and the time."""
-
-    batch: int
-    share: float
-    seconds_per_step: float
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """All rows; of row i, spreads[i] is (slowest - fastest) / median, or None of a single run, and
-    bounds[i] which limit it has, "memory" or "multiply"."""
-
-    rows: list[Row]
-    spreads: list[float | None]
-    bounds: list[str]
-    whole_runs: list[WholeRun]
-    scheduling: list[Scheduling]
-    machine: Machine
-
-    def as_json(self, engine: Engine) -> dict[str, Any]:
-        """The object of the public contract."""
-        return {
-            "device": engine.description,
-            "model": engine.model_name,
-            "weight_dtype": engine.weight_dtype,
-            "threads": engine.threads,
-            "results": [asdict(row) for row in self.rows],
-            "whole_runs": [asdict(run) for run in self.whole_runs],
-        }
+_HISTORY_TOKENS = 2000  # of the first turn's prompt
+_ANSWER_TOKENS, _TURN_TOKENS = 8, 32  # of the answer to it and of what is said next
 
 
 class _Prompts:
@@ -117,7 +59,7 @@ def run_bench(
     on_run: Callable[[str], None] = lambda what: None,
 ) -> Bench:
     """Measures every pair of prompt length and batch, after one run to warm up, `repeat` times or
-    fewer where that takes long; then a whole run of each batch of several requests.
+    fewer where that takes long; then a whole run of each batch of several requests and a second turn.
 
     `on_run` is told what is measured before each run.
     Raises UsageError when a prompt and its answer do not fit the context.
@@ -134,12 +76,14 @@ def run_bench(
     prompts = _Prompts(engine.vocab_size)
     on_run("warm-up")
     _measure(engine, prompts.draw(1, min(prompt_tokens)), min(gen_tokens, 4), prompts)
-    result = Bench([], [], [], [], [], machine)
+    rows: list[Row] = []
+    works: list[Work] = []
+    spreads: list[float | None] = []
 
     def add(row: Row, seconds: list[float], work: Work) -> None:
-        result.rows.append(row)
-        result.spreads.append(_spread(seconds))
-        result.bounds.append(machine.bound(work))
+        rows.append(row)
+        works.append(work)
+        spreads.append(_spread(seconds))
 
     spent = {batch: _Spent() for batch in batches}
     for length, batch in product(prompt_tokens, batches):
@@ -152,22 +96,28 @@ def run_bench(
         times = list(_repeated(measure, repeat, what, on_run))
         spent[batch].add(before, engine.stats())
         shape, computed = (length, gen_tokens, batch), batch * length
-        work = prefill_work(plan, batch, length)
+        work = prefill_work(plan, engine.weight_dtype, batch, length)
         prefill = statistics.median(seconds for seconds, _ in times)
         rates = (computed / prefill, 1e3 * prefill / computed)
         limit = 100 * machine.seconds(work) / prefill
         add(Row("prefill", *shape, *rates, None, limit), [first for first, _ in times], work)
-        work = decode_work(plan, batch, length + (gen_tokens + 1) / 2)  # mean over the steps
+        context = length + (gen_tokens + 1) / 2  # mean over the steps
+        work = decode_work(plan, engine.weight_dtype, batch, context)
         step = statistics.median(seconds / gen_tokens for _, seconds in times)
         rates = (batch / step, 1e3 * step)
         limit = 100 * machine.seconds(work) / step
         row = Row("decode", *shape, *rates, work.bytes / step / 1e9, limit)
         add(row, [rest for _, rest in times], work)
-    result.scheduling.extend(spent[batch].of(batch) for batch in spent)
-    result.whole_runs.extend(
-        _whole_run(engine, batch, prompts, repeat, on_run) for batch in batches if batch > 1
+    return Bench(
+        rows,
+        spreads,
+        [machine.bound(work) for work in works],
+        works,
+        [_whole_run(engine, batch, prompts, repeat, on_run) for batch in batches if batch > 1],
+        [spent[batch].of(batch) for batch in spent],
+        _second_turn(engine, prompts, repeat, on_run),
+        machine,
     )
-    return result
 
 
 class _Spent:
@@ -197,6 +147,25 @@ def _whole_run(
     what = f"whole run of {batch} requests"
     seconds = statistics.median(_repeated(measure, repeat, what, on_run))
     return WholeRun(batch, tokens, tokens, batch * tokens / seconds)
+
+
+def _second_turn(
+    engine: Engine, prompts: _Prompts, repeat: int, on_run: Callable[[str], None]
+) -> SecondTurn | None:
+    rest = _ANSWER_TOKENS + _TURN_TOKENS + 1  # the second answer is one token
+    history = min(_HISTORY_TOKENS, engine.max_context - rest)
+    if history < rest:
+        return None
+
+    def measure() -> tuple[float, float]:
+        (prompt,), (turn,) = prompts.draw(1, history), prompts.draw(1, _TURN_TOKENS)
+        first_s, answer = _first_token(engine, prompt, _ANSWER_TOKENS)
+        return first_s, _first_token(engine, prompt + answer + turn, 1)[0]
+
+    times = list(_repeated(measure, repeat, f"second turn after {history} tokens", on_run))
+    first, second = (statistics.median(column) for column in zip(*times, strict=True))
+    percent = 100 * statistics.median(second_s / first_s for first_s, second_s in times)
+    return SecondTurn(history, _TURN_TOKENS, first, second, percent)
 
 
 def _repeated(
@@ -241,6 +210,18 @@ def _measure_stream(
     # A first delta of several tokens holds decode steps, too: scale by the steps that were timed.
     timed_steps = max(1, gen_tokens + 1 - first_count)
     return first_at - started_at, (last_at - first_at) * gen_tokens / timed_steps
+
+
+def _first_token(engine: Engine, prompt: list[int], tokens: int) -> tuple[float, list[int]]:
+    """Seconds to the first token, and the answer of `tokens` tokens."""
+    started_at = time.perf_counter()
+    first_s, answer = 0.0, []
+    for delta in engine.stream(prompt, _params(tokens)):
+        if delta.token_ids and not answer:
+            first_s = time.perf_counter() - started_at
+        answer += delta.token_ids
+    _check_count(len(answer), tokens)
+    return first_s, answer
 
 
 def _measure_batch(

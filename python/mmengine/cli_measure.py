@@ -14,7 +14,7 @@ from mmengine.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mmengine.bench import Bench
+    from mmengine.bench_result import Bench
     from mmengine.cli_engine import OpenEngine
     from mmengine.engine import Engine
 
@@ -61,10 +61,14 @@ def run_bench(args: argparse.Namespace, open_engine: OpenEngine, output: Output)
             output.draw(lambda console: _print_bench(console, result, engine))
 
 
+def _title(engine: Engine) -> str:
+    return f"{engine.model_name}, {engine.weight_dtype} weights, {engine.description}"
+
+
 def _print_bench(console: Console, result: Bench, engine: Engine) -> None:
     from rich.table import Table
 
-    table = Table(title=f"{engine.model_name}, {engine.weight_dtype} weights, {engine.description}")
+    table = Table(title=_title(engine))
     names = ("phase", "prompt", "gen", "batch", "tok/s", "spread", "ms/token", "GB/s", "limit")
     for name in (*names, "by"):
         table.add_column(name, justify="left" if name in ("phase", "by") else "right")
@@ -86,7 +90,8 @@ def _print_bench(console: Console, result: Bench, engine: Engine) -> None:
     console.print(
         f"Medians; spread is (slowest - fastest) / median; limit is the share of what this machine "
         f"was measured to allow: by memory, {machine.read_bytes_per_s / 1e9:.1f} GB/s, or "
-        f"multiply, {machine.flops_per_s / 1e9:.0f} GFLOPS, whichever is less."
+        f"multiply, {machine.flops_per_s / 1e9:.0f} GFLOPS of f32 and "
+        f"{machine.int8_ops_per_s / 1e9:.0f} GOPS of int8, whichever is less."
     )
     for run in result.whole_runs:
         console.print(
@@ -99,6 +104,13 @@ def _print_bench(console: Console, result: Bench, engine: Engine) -> None:
         for part in result.scheduling
     )
     console.print(f"scheduling: {', '.join(shares)}")
+    if (turn := result.second_turn) is None:
+        console.print(f"second turn: not measured in a context of {engine.max_context} tokens")
+    else:
+        console.print(
+            f"second turn: first token after {turn.second_seconds:.3f} s, {turn.percent:.1f}% of "
+            f"the first turn's {turn.first_seconds:.3f} s with {turn.history_tokens} tokens"
+        )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_rows(engine):
     assert decode.gbytes_per_s == pytest.approx(read / 1e9)
     assert decode.percent_of_limit == pytest.approx(100 * read / 1e9)
     assert result.spreads == pytest.approx([0] * 8)
-    assert result.machine == Machine(1e9, 2e9)
+    assert result.machine == Machine(1e9, 2e9, 8e9)
     assert result.rows[1].tokens_per_s == pytest.approx(1 / STEP_S)
 
 
@@ -139,7 +140,19 @@ def test_command(capsys, monkeypatch, tmp_path):
     result = json.loads(capsys.readouterr().out)
     assert FakeEngine.opened == [("smollm2", {"max_batch": 2, "threads": 3})]
     keys = {"device", "model", "weight_dtype", "threads", "results", "whole_runs"}
-    assert set(result) == keys
+    assert set(result) == keys | {"scheduling", "second_turn", "machine"}
+    assert result["machine"] == {
+        "read_bytes_per_s": 1e9,
+        "flops_per_s": 2e9,
+        "int8_ops_per_s": 8e9,
+    }
+    assert [list(part) for part in result["scheduling"]] == [
+        ["batch", "share", "seconds_per_step"]
+    ] * 2
+    turn = result["second_turn"]
+    assert (turn["history_tokens"], turn["turn_tokens"]) == (2000, 32)
+    assert turn["first_seconds"] == turn["second_seconds"] == 1.0
+    assert turn["percent"] == 100.0
     (run,) = result["whole_runs"]
     assert list(run) == ["requests", "prompt_tokens", "gen_tokens", "tokens_per_s"]
     assert (run["requests"], run["prompt_tokens"], run["gen_tokens"]) == (2, 128, 128)
@@ -165,6 +178,55 @@ def test_command(capsys, monkeypatch, tmp_path):
     assert table.count("prefill") == table.count("decode") == 4
     assert "spread" in table
     text = " ".join(table.split())
-    assert "by memory, 1.0 GB/s, or multiply, 2 GFLOPS, whichever is less" in text
+    assert (
+        "by memory, 1.0 GB/s, or multiply, 2 GFLOPS of f32 and 8 GOPS of int8, whichever is less"
+        in text
+    )
     assert "whole run: 2 requests of 128 in / 128 out: " in text
     assert "scheduling: 20.00% (2000 us a step) at batch 1, 20.00% (2000 us a step) at" in text
+    turn = "first token after 1.000 s, 100.0% of the first turn's 1.000 s with 2000 tokens"
+    assert f"second turn: {turn}" in text
+
+
+def test_second_turn(engine, monkeypatch):
+    """Of a prompt, only what the cache does not have takes time: a millisecond a token."""
+    known = []
+
+    def stream(prompt, params):
+        shared = max((_common(prompt, old) for old in known), default=0)
+        engine.now += 1e-3 * (len(prompt) - shared)
+        answer = list(range(params.max_tokens))
+        known.append([*prompt, *answer])
+        for token in answer:
+            yield SimpleNamespace(token_ids=[token])
+            engine.now += STEP_S
+
+    monkeypatch.setattr(engine, "stream", stream)
+    result = bench._second_turn(engine, bench._Prompts(256), 3, lambda what: None)
+    assert (result.history_tokens, result.turn_tokens) == (2000, 32)
+    assert result.first_seconds == pytest.approx(2.0, rel=0.01)
+    assert result.second_seconds == pytest.approx(0.032)
+    assert result.percent == pytest.approx(1.6, rel=0.01)
+    assert [len(tokens) for tokens in known] == [2008, 2041] * 3
+
+
+def _common(a, b):
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(b))
+
+
+@pytest.mark.parametrize(("context", "history"), [(200, 159), (82, 41), (81, None)])
+def test_a_second_turn_fits_the_context(monkeypatch, context, history):
+    engine = Timed("timed", max_context=context)
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: engine.now)
+    result = bench.run_bench(engine, prompt_tokens=[20], gen_tokens=8, batches=[1], repeat=1)
+    assert (None if history is None else result.second_turn.history_tokens) == history
+    assert (result.second_turn is None) == (history is None)
+    assert (result.as_json(engine)["second_turn"] is None) == (history is None)
+
+
+def test_integer_weights_have_their_own_limit(engine):
+    engine.weight_dtype = "int8"
+    result = bench.run_bench(engine, prompt_tokens=[20], gen_tokens=8, batches=[4], repeat=1)
+    seconds = (80 * 300_000 + 4 * 100_000) / 8e9 + 4 * 210 * 400 / 2e9
+    assert result.rows[0].percent_of_limit == pytest.approx(100 * seconds / PREFILL_S)
+    assert result.bounds == ["multiply", "memory"]

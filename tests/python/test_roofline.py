@@ -34,15 +34,36 @@ def test_operations_are_counted_by_the_shapes(model):
 def test_a_prompt_is_the_sum_of_its_tokens(model):
     """Of its decode steps, but the weights are read once, and its last token alone has logits."""
     _, plan = model
-    steps = [decode_work(plan, 3, position) for position in range(1, 12)]
-    whole = prefill_work(plan, 3, 11)
+    steps = [decode_work(plan, "bf16", 3, position) for position in range(1, 12)]
+    whole = prefill_work(plan, "bf16", 3, 11)
     assert whole.flops == sum(s.flops for s in steps) - 10 * 3 * plan.flops_per_logits_row
     assert whole.bytes == plan.bytes_per_token + 3 * 11 * plan.kv_bytes_per_token["fp8"]
 
 
+@pytest.mark.parametrize("weight_dtype", ["int8", "int4"])
+@pytest.mark.parametrize("phase", [decode_work, prefill_work])
+def test_linears_of_integer_weights_multiply_integers(model, weight_dtype, phase):
+    """Attention stays f32; bytes and the sum of operations are those of any other type."""
+    _, plan = model
+    integer, other = phase(plan, weight_dtype, 3, 11), phase(plan, "fp8", 3, 11)
+    assert other.int8_ops == 0
+    assert (integer.bytes, integer.operations) == (other.bytes, other.flops)
+    positions = {decode_work: 11, prefill_work: 66}[phase]
+    assert integer.flops == 3 * positions * plan.flops_per_position
+    assert integer.int8_ops > 0
+
+
 def test_the_longer_of_two_times_is_the_limit():
-    machine = Machine(read_bytes_per_s=10.0, flops_per_s=100.0)
+    machine = Machine(read_bytes_per_s=10.0, flops_per_s=100.0, int8_ops_per_s=400.0)
     assert machine.seconds(Work(bytes=30, flops=200)) == 3.0
     assert machine.bound(Work(bytes=30, flops=200)) == "memory"
     assert machine.seconds(Work(bytes=10, flops=200)) == 2.0
     assert machine.bound(Work(bytes=10, flops=200)) == "multiply"
+
+
+def test_operations_of_both_kinds_share_the_multiply_units():
+    machine = Machine(read_bytes_per_s=10.0, flops_per_s=100.0, int8_ops_per_s=400.0)
+    work = Work(bytes=20, flops=150, int8_ops=600)  # 2 s of reading, 1.5 + 1.5 of multiplying
+    assert work.operations == 750
+    assert machine.seconds(work) == 3.0
+    assert machine.bound(work) == "multiply"
