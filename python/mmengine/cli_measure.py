@@ -43,8 +43,9 @@ def run_perplexity(args: argparse.Namespace, open_engine: OpenEngine, output: Ou
 
 def run_bench(args: argparse.Namespace, open_engine: OpenEngine, output: Output) -> None:
     """Runs the verb; the engine has room for the largest batch unless --max-batch says less."""
-    from mmengine import bench
+    from mmengine import bench, bench_plot
 
+    picture = None if args.plot is None else bench_plot.check_plot(args.plot)
     with open_engine(args, max_batch=max(args.batch)) as engine:
         with _status("bench") as update:
             result = bench.run_bench(
@@ -59,6 +60,8 @@ def run_bench(args: argparse.Namespace, open_engine: OpenEngine, output: Output)
             output.write_json(result.as_json(engine))
         else:
             output.draw(lambda console: _print_bench(console, result, engine))
+        if picture is not None:
+            bench_plot.plot(result, _title(engine), picture)
 
 
 def _title(engine: Engine) -> str:

@@ -236,6 +236,10 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         ("--repeat", 5, "runs of each, fewer where they are long; the median counts (default 5)"),
     ):
         parser.add_argument(flag, type=_count(flag), default=number, metavar="N", help=what)
+    parser.add_argument(
+        "--plot", metavar="FILE.png",
+        help="also draw a roofline picture (needs matplotlib, the extra plot)",
+    )  # fmt: skip
     _add_json(parser, "one JSON object")
 
 
