@@ -103,6 +103,7 @@ TESTS_OF_SOMETHING_ELSE = {
     "tests/model/test_fp8.py": "decoder on FP8 linears with quantised inputs",
     "tests/model/test_group_formats.py": "weights: models in int8 and int4",
     "tests/model/test_oracle.py": "decoder against transformers",
+    "tests/python/test_bench_peers.py": "tools/bench_peers.py and tools/peers",
     "tests/python/test_cli_model.py": "the installed mm-run with the demo model",
     "tests/python/test_gguf.py": "gguf_reader and convert_gguf together",
     "tests/python/test_grammar_limits.py": "structured: what is refused, and how quickly",
