@@ -18,20 +18,20 @@ struct Rows {
   std::vector<std::uint8_t> codes;
   std::vector<std::uint16_t> scales, minima;
 
-  explicit Rows(std::int64_t k)
-      : groups(num_groups(k)),
+  explicit Rows(const WeightSpec& spec)
+      : groups(num_groups(spec.k)),
         codes(static_cast<std::size_t>(kBlockRows * groups * kGroup)),
         scales(static_cast<std::size_t>(kBlockRows * groups)),
-        minima(scales.size()) {}
+        minima(spec.format == WeightFormat::int4 ? scales.size() : 0) {}
   GroupCodes row(std::int64_t lane) {
     return {codes.data() + lane * groups * kGroup, scales.data() + lane * groups,
-            minima.data() + lane * groups};
+            minima.empty() ? nullptr : minima.data() + lane * groups};
   }
   void clear(std::int64_t lane) {
     const GroupCodes r = row(lane);
     std::fill_n(r.codes, groups * kGroup, std::uint8_t{0});
     std::fill_n(r.scales, groups, std::uint16_t{0});
-    std::fill_n(r.minima, groups, std::uint16_t{0});
+    if (r.minima != nullptr) std::fill_n(r.minima, groups, std::uint16_t{0});
   }
   std::uint32_t four(std::int64_t lane, std::int64_t group, std::int64_t index) const {
     std::uint32_t word;
@@ -76,7 +76,7 @@ void cpu_pack_groups(const HostWeight& host, const RowReader& reader, const Weig
   pool.parallel_for(
       cpu::packed_rows(spec) / kBlockRows, [&](std::int64_t begin, std::int64_t end, int) {
         std::vector<float> buffer;
-        Rows rows(spec.k);
+        Rows rows(spec);
         for (std::int64_t b = begin; b < end; ++b) {
           std::size_t read = 0;
           for (std::int64_t lane = 0; lane < kBlockRows; ++lane) {
