@@ -1,4 +1,4 @@
-"""mmengine with one weight type, through its Python interface: python -m peers.ours TYPE THREADS."""
+"""mmengine with one weight type, by its Python interface: python -m peers.ours TYPE THREADS."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Ours:
             threads=threads,
             max_context=2048,
             max_batch=1,
+            prefix_cache=False,  # a run that is made again has the same prompt
             progress=False,
         )
         if self._engine.weight_dtype != weight_dtype:
@@ -27,6 +28,7 @@ class Ours:
         self.about = f"mmengine {mmengine.__version__}, {self._engine.description}"
 
     def run(self, prompt: list[int], gen: int) -> tuple[float, float]:
+        """As Peer.run."""
         params = mmengine.SamplingParams(max_tokens=gen + 1, temperature=0.0, ignore_eos=True)
         arrivals: list[tuple[float, int]] = []
         began_at = time.perf_counter()
@@ -40,6 +42,7 @@ class Ours:
         return first_at - began_at, (last_at - first_at) * gen / (gen + 1 - first_count)
 
     def nll(self, ids: list[int]) -> float:
+        """As Peer.nll."""
         return mean_nll(self._engine.logits(ids), ids)
 
 
