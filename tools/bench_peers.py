@@ -146,9 +146,10 @@ def show(
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     console.print(result)
     console.print(
-        f"Medians of {args.rounds} runs of each, in turns: a prompt of {PROMPT_TOKENS} tokens, then "
-        f"{GEN_TOKENS} one by one; spread is (fastest - slowest) / median; others is the most that "
-        f"other programs used of the processors in any run; perplexity over {text_tokens - 1} tokens."
+        f"Medians of {args.rounds} runs of each, in turns: a prompt of {PROMPT_TOKENS} tokens, "
+        f"then {GEN_TOKENS} one by one; spread is (fastest - slowest) / median; others is the most "
+        f"that other programs used of the processors in any run; perplexity over "
+        f"{text_tokens - 1} tokens."
     )
     for ratio in table.ratios(runs):
         console.print(

@@ -59,7 +59,8 @@ def run_bench(
     on_run: Callable[[str], None] = lambda what: None,
 ) -> Bench:
     """Measures every pair of prompt length and batch, after one run to warm up, `repeat` times or
-    fewer where that takes long; then a whole run of each batch of several requests and a second turn.
+    fewer where that takes long; then a whole run of each batch of several requests, and a second
+    turn.
 
     `on_run` is told what is measured before each run.
     Raises UsageError when a prompt and its answer do not fit the context.
@@ -215,7 +216,8 @@ def _measure_stream(
 def _first_token(engine: Engine, prompt: list[int], tokens: int) -> tuple[float, list[int]]:
     """Seconds to the first token, and the answer of `tokens` tokens."""
     started_at = time.perf_counter()
-    first_s, answer = 0.0, []
+    first_s = 0.0
+    answer: list[int] = []
     for delta in engine.stream(prompt, _params(tokens)):
         if delta.token_ids and not answer:
             first_s = time.perf_counter() - started_at

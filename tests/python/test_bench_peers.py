@@ -88,7 +88,7 @@ def test_an_engine_that_spins_unasked_is_an_error(start, monkeypatch):
     monkeypatch.setattr(processes, "QUIET", 1.0)
     monkeypatch.setattr(processes, "MAX_WAIT_S", 0.0)
     everyone = [start(), start("spins")]
-    with pytest.raises(SystemExit, match="spins-1: used [0-9]+ % of a processor unasked"):
+    with pytest.raises(SystemExit, match=r"spins-1: used [0-9]+ % of a processor unasked"):
         processes.measure(everyone[0], everyone, [1] * 50, 8)
 
 
@@ -181,7 +181,7 @@ def test_names_may_be_beginnings(text, expected):
 
 @pytest.mark.parametrize("text", ["", "vllm", "mmengine-bf16,", "llama.cpp-Q5"])
 def test_unknown_names_are_refused(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="expected names, .* mmengine-bf16, "):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"expected names, .* mmengine-bf16, "):
         bench_peers.chosen(text)
 
 

@@ -75,15 +75,15 @@ def test_points_and_roofs_are_the_numbers(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["roof.svg", "roof", ".png", ""])
 def test_only_png(name):
-    with pytest.raises(UsageError, match="--plot: expected a name that ends in .png"):
+    with pytest.raises(UsageError, match=r"--plot: expected a name that ends in .png"):
         bench_plot.check_plot(name)
 
 
 def test_a_place_that_is_not_there(tmp_path):
-    with pytest.raises(OutputError, match="no/roof.png: cannot be written: no such file"):
+    with pytest.raises(OutputError, match=r"no/roof.png: cannot be written: no such file"):
         bench_plot.check_plot(str(tmp_path / "no" / "roof.png"))
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(OutputError, match="folder.png: cannot be written"):
+    with pytest.raises(OutputError, match=r"folder.png: cannot be written"):
         bench_plot.check_plot(str(tmp_path / "folder.png"))
 
 

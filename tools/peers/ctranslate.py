@@ -1,4 +1,4 @@
-"""CTranslate2: python -m peers.ctranslate FOLDER float32|int8 THREADS; --make converts a checkpoint."""
+"""CTranslate2: python -m peers.ctranslate FOLDER float32|int8 THREADS; --make converts."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class CTranslate2:
         self.about = f"ctranslate2 {ctranslate2.__version__}, computes in {got}"
 
     def run(self, prompt: list[int], gen: int) -> tuple[float, float]:
+        """As Peer.run."""
         arrivals: list[float] = []
 
         def arrived(step: ctranslate2.GenerationStepResult) -> bool:
@@ -45,6 +46,7 @@ class CTranslate2:
         return arrivals[0] - began_at, arrivals[-1] - arrivals[0]
 
     def nll(self, ids: list[int]) -> float:
+        """As Peer.nll."""
         logits = self._generator.forward_batch([ids])
         return mean_nll(np.asarray(logits)[0].astype(np.float32), ids)
 

@@ -1,8 +1,8 @@
 """llama.cpp with one GGUF file: python -m peers.llama FILE THREADS; --make makes another format.
 
 Its AMX code crashes on virtual machines that only claim to have it. So that it is as fast as it can
-be here, a process of its own (--try) finds out whether its extra buffer types (AMX, repacked weights)
-work; where it dies, they are switched off, and `about` says so.
+be, a process of its own (--try) finds out whether its extra buffer types (AMX, repacked weights)
+work here; where it dies, they are switched off, and `about` says so.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class LlamaCpp:
         )
 
     def run(self, prompt: list[int], gen: int) -> tuple[float, float]:
+        """As Peer.run."""
         self._clear()
         began_at = time.perf_counter()
         token = self._next(prompt, 0)
@@ -55,6 +56,7 @@ class LlamaCpp:
         return first_at - began_at, time.perf_counter() - first_at
 
     def nll(self, ids: list[int]) -> float:
+        """As Peer.nll."""
         self._clear()
         self._decode(ids, 0, every_row=True)
         return mean_nll(self._logits(0, len(ids)), ids)

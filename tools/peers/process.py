@@ -111,7 +111,7 @@ def measure(process: Process, everyone: Sequence[Process], prompt: list[int], ge
 
 
 def wait_until_quiet(everyone: Sequence[Process]) -> None:
-    """Returns when engines and others use less than QUIET of the processors, or after MAX_WAIT_S."""
+    """Returns when neither engines nor others use the processors, or after MAX_WAIT_S."""
     deadline = time.monotonic() + MAX_WAIT_S
     while time.monotonic() < deadline:
         before, own = clocks(everyone), sum(each.cpu_seconds() for each in everyone)

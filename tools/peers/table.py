@@ -15,7 +15,7 @@ from peers.process import Run
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Medians over the rounds; a spread is (fastest - slowest) / median, perplexity that of one text."""
+    """Medians over the rounds; a spread is (fastest - slowest) / median."""
 
     name: str
     prefill: float

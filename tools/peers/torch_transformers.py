@@ -42,9 +42,11 @@ class Transformers:
         self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
         self._model.eval()
         attention = self._model.config._attn_implementation
-        self.about = f"transformers {transformers.__version__}, torch {torch.__version__}, {attention} attention"
+        versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+        self.about = f"{versions}, {attention} attention"
 
     def run(self, prompt: list[int], gen: int) -> tuple[float, float]:
+        """As Peer.run."""
         began_at = time.perf_counter()
         token, past = self._step(torch.tensor([prompt]), None)
         first_at = time.perf_counter()
@@ -59,6 +61,7 @@ class Transformers:
         return token, out.past_key_values
 
     def nll(self, ids: list[int]) -> float:
+        """As Peer.nll."""
         logits = self._model(torch.tensor([ids]), use_cache=False).logits[0]
         return mean_nll(logits.float().numpy(), ids)
 

@@ -1,7 +1,7 @@
 """The side of an engine's process: loads once, then answers questions, a line of JSON each.
 
-stdin: {"prompt": [ids], "gen": N} asks for a run, {"text": [ids]} for the quality. stdout: first a
-line that says how it was loaded, then a line for each question; what libraries print goes to stderr.
+stdin: {"prompt": [ids], "gen": N} asks for a run, {"text": [ids]} for the quality. stdout: first
+how it was loaded, then a line for each question; what libraries print goes to stderr.
 Between questions the process waits in read(), so that it costs the others nothing.
 """
 
@@ -34,7 +34,7 @@ class Peer(Protocol):
 
 
 def mean_nll(logits: npt.NDArray[np.float32], ids: list[int]) -> float:
-    """The mean of -log softmax(logits)[next id], in float64; logits [len(ids) or one less, vocab]."""
+    """Mean of -log softmax(logits)[next id], in float64; logits [len(ids) or one less, vocab]."""
     targets = np.asarray(ids[1:])
     total = 0.0
     for begin in range(0, len(targets), ROWS_AT_ONCE):
