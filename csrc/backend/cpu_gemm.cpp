@@ -18,9 +18,13 @@ GemmScratch::GemmScratch(Carver& carver, std::int64_t rows, std::int64_t k, bool
   rounded.starts = reinterpret_cast<std::int32_t*>(carver.floats(all));
 }
 
-std::int64_t group_rows(std::int64_t rows) {
-  const std::int64_t groups = (rows + cpu::kTaskRows - 1) / cpu::kTaskRows;
-  return std::min<std::int64_t>(cpu::round_up((rows + groups - 1) / groups, 12), cpu::kTaskRows);
+std::int64_t group_rows(std::int64_t rows, std::int64_t blocks, int threads) {
+  constexpr std::int64_t kTasks = 8, kLeast = 48;  // tasks per thread; rows that pay for a panel
+  const std::int64_t wanted = (kTasks * threads + blocks - 1) / blocks;
+  const std::int64_t groups =
+      std::max((rows + cpu::kTaskRows - 1) / cpu::kTaskRows, std::min(wanted, rows / kLeast));
+  const std::int64_t each = (rows + groups - 1) / groups;
+  return std::min<std::int64_t>(cpu::round_up(each, 12), cpu::kTaskRows);
 }
 
 void round_rows(TensorView x, const cpu::Kernels& kernels, ThreadPool& pool,

@@ -20,8 +20,9 @@ struct GemmScratch {
   GemmScratch(Carver& carver, std::int64_t rows, std::int64_t k, bool in_groups, int threads);
 };
 
-// Rows are shared out in equal groups, whole register tiles as far as possible.
-std::int64_t group_rows(std::int64_t rows);
+// Rows of one task: equal groups, whole register tiles as far as possible, and no more groups than
+// the threads need, because each of them decodes every block.
+std::int64_t group_rows(std::int64_t rows, std::int64_t blocks, int threads);
 
 // Every row of x in groups, for weights of int8 and int4.
 void round_rows(TensorView x, const cpu::Kernels& kernels, ThreadPool& pool,
@@ -50,12 +51,12 @@ void cpu_gemm(TensorView x, const Weight& weight, TensorView out, std::int64_t c
   if (rows == 0) return;
   const bool rounds = has_groups(weight.spec.format);
   const GemmScratch scratch(carver, rows, k, rounds, pool.threads());
-  const std::int64_t per_group = group_rows(rows);
+  const std::int64_t blocks = cpu::packed_rows(weight.spec) / cpu::kBlockRows;
+  const std::int64_t per_group = group_rows(rows, blocks, pool.threads());
   const bool tiles = scratch.tiles != nullptr;
   if (rounds) round_rows(x, kernels, pool, scratch.rounded);
   if (tiles) pack_rows(x, per_group, kernels, pool, scratch.tiles);
   const std::int64_t groups = (rows + per_group - 1) / per_group;
-  const std::int64_t blocks = cpu::packed_rows(weight.spec) / cpu::kBlockRows;
   pool.parallel_for(groups * blocks, [&](std::int64_t begin, std::int64_t end, int thread) {
     float* sums = scratch.sums + thread * scratch.tile_floats;
     float* panel = scratch.panels + thread * cpu::kPanelFloats;

@@ -27,22 +27,26 @@ inline void rescale(float* values, std::int64_t n, float factor) {
 }
 
 // scores <- exp(scale * scores - maximum) of the first n positions, 0 behind; moves the state on.
+// Maximum and sum are taken eight lanes at a time, on every level in the same order.
 inline void soften(const AttendSpan& s, int query, std::int64_t n, std::int64_t width) {
+  constexpr int kVectors = kBlockTokens / kWideLanes;
   float* scores = s.scores + query * kBlockTokens;
-  F8 x[4];
-  F8 top = splat(kNone);
-  for (int v = 0; v < 4; ++v) {
-    x[v] = first(n - 8 * v, load(scores + 8 * v) * splat(s.scale), splat(kNone));
-    top = max(top, x[v]);
+  Wide x[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    x[v] =
+        first(n - kWideLanes * v, load_of<Wide>(scores + kWideLanes * v) * splat_of<Wide>(s.scale),
+              splat_of<Wide>(kNone));
   }
+  F8 top = splat(kNone);
+  for (int i = 0; i < kBlockTokens / 8; ++i) top = max(top, eight(x, i));
   const float before = s.state.highest[query], block_top = highest(top);
   const float after = before > block_top ? before : block_top;
-  F8 total = zero();
-  for (int v = 0; v < 4; ++v) {
-    x[v] = exp(x[v] - splat(offset(after)));
-    store(scores + 8 * v, x[v]);
-    total = total + x[v];
+  for (int v = 0; v < kVectors; ++v) {
+    x[v] = exp(x[v] - splat_of<Wide>(offset(after)));
+    store(scores + kWideLanes * v, x[v]);
   }
+  F8 total = zero();
+  for (int i = 0; i < kBlockTokens / 8; ++i) total = total + eight(x, i);
   if (after != before) {
     const float factor = exp1(before - offset(after));
     s.state.sum[query] *= factor;

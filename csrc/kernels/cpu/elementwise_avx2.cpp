@@ -33,7 +33,7 @@ const Kernels kAvx2Kernels = {
     .multiply = avx2::multiply,
     .multiply_flops = 2.0 * avx2::kWideLanes * kMultiplyChains,
     .multiply_bytes = avx2::multiply_bytes,
-    .multiply_bytes_ops = 2.0 * 4 * avx2::kWideLanes * 8,
+    .multiply_bytes_ops = 2.0 * 4 * avx2::kWideLanes * avx2::kByteChains * kByteRounds,
 };
 
 }  // namespace mmengine::cpu

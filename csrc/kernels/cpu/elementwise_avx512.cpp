@@ -33,7 +33,7 @@ const Kernels kAvx512Kernels = {
     .multiply = avx512::multiply,
     .multiply_flops = 2.0 * avx512::kWideLanes * kMultiplyChains,
     .multiply_bytes = avx512::multiply_bytes,
-    .multiply_bytes_ops = 2.0 * 4 * avx512::kWideLanes * 12,
+    .multiply_bytes_ops = 2.0 * 4 * avx512::kWideLanes * avx512::kByteChains * kByteRounds,
 };
 
 }  // namespace mmengine::cpu

@@ -36,13 +36,20 @@ void rms_norm(const float* x, const float* gain, float eps, std::int64_t n, floa
 }
 
 void silu_mul(const float* tile, const float* scales, std::int64_t n, float* out) {
-  for (std::int64_t i = 0; i < n; i += 8) {
-    F8 gate = load(tile + i), up = load(tile + 16 + i);
+  for (std::int64_t i = 0; i < n; i += kWideLanes) {
+    Wide gate = load_of<Wide>(tile + i), up = load_of<Wide>(tile + 16 + i);
     if (scales != nullptr) {
-      gate = gate * load(scales + i);
-      up = up * load(scales + 16 + i);
+      gate = gate * load_of<Wide>(scales + i);
+      up = up * load_of<Wide>(scales + 16 + i);
     }
-    store_first(out + i, n - i, gate / (splat(1.0f) + exp(zero() - gate)) * up);
+    const Wide gated = gate / (splat_of<Wide>(1.0f) + exp(zero_of<Wide>() - gate)) * up;
+    if (n - i >= kWideLanes) {
+      store(out + i, gated);
+    } else {
+      float lanes[kWideLanes];
+      store(lanes, gated);
+      for (std::int64_t j = i; j < n; ++j) out[j] = lanes[j - i];
+    }
   }
 }
 

@@ -33,7 +33,7 @@ const Kernels kScalarKernels = {
     .multiply = scalar::multiply,
     .multiply_flops = 2.0 * scalar::kWideLanes * kMultiplyChains,
     .multiply_bytes = scalar::multiply_bytes,
-    .multiply_bytes_ops = 2.0 * 4 * scalar::kWideLanes * 4,
+    .multiply_bytes_ops = 2.0 * 4 * scalar::kWideLanes * scalar::kByteChains * kByteRounds,
 };
 
 }  // namespace mmengine::cpu

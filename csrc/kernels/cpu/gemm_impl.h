@@ -49,12 +49,32 @@ inline int tile_rows(int left) {
   return left <= kTileRows ? left : left < 2 * kTileRows ? (left + 1) / 2 : kTileRows;
 }
 
+// Eight rows and columns at a time as far as they go.
 void pack_tiles(const PackTiles& p) {
   for (int row = 0, rows = 0; row < p.rows; row += rows) {
     rows = tile_rows(p.rows - row);
-    float* out = p.tiles + row * p.k + p.begin * rows;
-    for (std::int64_t k = p.begin; k < p.end; ++k, out += rows) {
-      for (int r = 0; r < rows; ++r) out[r] = p.x[(row + r) * p.x_stride + k];
+    const float* x = p.x + row * p.x_stride;
+    float* tile = p.tiles + row * p.k;
+    int r = 0;
+    for (; r + 4 <= rows; r += r + 8 <= rows ? 8 : 4) {
+      const int count = r + 8 <= rows ? 8 : 4;
+      std::int64_t k = p.begin;
+      for (; k + 8 <= p.end; k += 8) {
+        F8 v[8];
+        for (int i = 0; i < 8; ++i) v[i] = load(x + (r + i % count) * p.x_stride + k);
+        transpose(v);
+        for (int i = 0; i < 8; ++i) {
+          float* out = tile + (k + i) * rows + r;
+          if (count == 8) store(out, v[i]);
+          if (count == 4) store_four(out, v[i]);
+        }
+      }
+      for (; k < p.end; ++k) {
+        for (int i = 0; i < count; ++i) tile[k * rows + r + i] = x[(r + i) * p.x_stride + k];
+      }
+    }
+    for (; r < rows; ++r) {
+      for (std::int64_t k = p.begin; k < p.end; ++k) tile[k * rows + r] = x[r * p.x_stride + k];
     }
   }
 }

@@ -149,22 +149,30 @@ void group_tile(const GroupTile& g) {
   }
 }
 
+// Every chain has weights of its own, and x is new in each loop: no product is known before.
 float multiply_bytes(std::int64_t loops) {
   using D = Dot<WeightFormat::int4>;
-  constexpr std::int8_t kOnes[4] = {1, 1, 1, 1};
-  Bytes w[kByteChains / 4], x[4];
-  for (Bytes& b : w) renew(b = splat_bytes(kOnes));
-  for (Bytes& b : x) b = splat_bytes(kOnes);
+  std::uint8_t codes[kByteChains * sizeof(Bytes)];
+  for (std::size_t i = 0; i < sizeof(codes); ++i) codes[i] = static_cast<std::uint8_t>(i % 15);
+  const std::int8_t ones[4] = {1, 1, 1, 1};
+  Bytes x = splat_bytes(ones);
   typename D::Sums chains[kByteChains];
-  for (auto& chain : chains) chain = D::start(0);
-  for (std::int64_t i = 0; i < loops; ++i) {
-#pragma GCC unroll 4
-    for (Bytes& b : x) renew(b);
 #pragma GCC unroll 12
-    for (int j = 0; j < kByteChains; ++j) chains[j] = D::add(chains[j], w[j / 4], x[j % 4]);
+  for (int j = 0; j < kByteChains; ++j) chains[j] = D::start(0);
+  for (std::int64_t i = 0; i < loops; ++i) {
+#pragma GCC unroll 8
+    for (int round = 0; round < kByteRounds; ++round) {
+      renew(x);
+#pragma GCC unroll 12
+      for (int j = 0; j < kByteChains; ++j) {
+        const std::uint8_t* w = codes + static_cast<std::size_t>(j) * sizeof(Bytes);
+        chains[j] = D::add(chains[j], load_bytes(w), x);
+      }
+    }
   }
   Wide total = zero_of<Wide>();
-  for (auto& chain : chains) total = total + D::finish(chain);
+#pragma GCC unroll 12
+  for (int j = 0; j < kByteChains; ++j) total = total + D::finish(chains[j]);
   return sum(total) == 0 ? 1.0f : 2.0f;  // sums of 16 bits come round to 0
 }
 

@@ -14,8 +14,8 @@ namespace mmengine::cpu {
 
 // Most rows of one GEMM task: its activations stay in the second-level cache while a panel of
 // weights passes.
-constexpr int kTaskRows = 192;
-constexpr std::int64_t kPanelDepth = 128;
+constexpr int kTaskRows = 384;
+constexpr std::int64_t kPanelDepth = 256;
 constexpr std::int64_t kPanelFloats = kBlockRows * kPanelDepth;
 constexpr std::int64_t kTileFloats = kTaskRows * kBlockRows;
 // Softmax partials start afresh at every multiple of this many positions and are merged in order,
@@ -93,6 +93,8 @@ struct AttendSpan {             // state = softmax partials over the positions o
 };
 
 constexpr int kMultiplyChains = 12;  // more than the latency of a multiply-add covers
+
+constexpr int kByteRounds = 8;  // of the probe of byte products, in each loop
 
 struct Kernels {
   const char* name;

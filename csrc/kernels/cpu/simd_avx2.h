@@ -13,6 +13,8 @@ constexpr int kWideLanes = 8;
 constexpr int kTileRows = 6;  // 6 rows x 16 columns of sums fill 12 of 16 registers
 constexpr int kStripColumns = 16;
 
+inline F8 eight(const F8* row, int i) { return row[i]; }
+
 template <class V>
 inline V zero_of() {
   return zero();

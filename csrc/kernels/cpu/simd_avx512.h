@@ -16,7 +16,31 @@ struct F16 {
 inline void store(float* p, F16 a) { _mm512_storeu_ps(p, a.v); }
 inline F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline F16 operator+(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F16 operator-(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline F16 operator*(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F16 operator/(F16 a, F16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F16 max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F16 min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+
+inline F16 first(std::int64_t n, F16 a, F16 b) {
+  const unsigned keep = n <= 0 ? 0u : n >= 16 ? 0xffffu : (1u << n) - 1;
+  return {_mm512_mask_blend_ps(static_cast<__mmask16>(keep), b.v, a.v)};
+}
+
+inline F16 scale_by_power(F16 a, F16 t) {
+  const __m512i n = _mm512_sub_epi32(_mm512_castps_si512(t.v), _mm512_set1_epi32(0x4b400000));
+  const __m512i half = _mm512_srai_epi32(n, 1), rest = _mm512_sub_epi32(n, half);
+  const auto power = [](__m512i e) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(e, _mm512_set1_epi32(127)), 23));
+  };
+  return {_mm512_mul_ps(_mm512_mul_ps(a.v, power(half)), power(rest))};
+}
+
+// The eight lanes at 8 i of a row of vectors.
+inline F8 eight(const F16* row, int i) {
+  return {i % 2 == 0 ? _mm512_castps512_ps256(row[i / 2].v)
+                     : _mm512_extractf32x8_ps(row[i / 2].v, 1)};
+}
 
 inline float sum(F16 a) {
   return sum(F8{_mm512_castps512_ps256(a.v)} + F8{_mm512_extractf32x8_ps(a.v, 1)});

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <utility>
 
 #include "base/dtype.h"
 #include "kernels/params.h"
@@ -95,6 +96,8 @@ constexpr int kWideLanes = 8;
 constexpr int kTileRows = 6;
 constexpr int kStripColumns = 16;
 
+inline F8 eight(const F8* row, int i) { return row[i]; }
+
 template <class V>
 inline V zero_of() {
   return zero();
@@ -140,6 +143,16 @@ inline void widen(const std::uint8_t* codes, std::int64_t n, float* out) {
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 inline float square_root(float x) { return std::sqrt(x); }
+
+inline void store_four(float* p, F8 a) {
+  for (int i = 0; i < 4; ++i) p[i] = a.v[i];
+}
+
+inline void transpose(F8* v) {
+  for (int i = 0; i < 8; ++i) {
+    for (int j = 0; j < i; ++j) std::swap(v[i].v[j], v[j].v[i]);
+  }
+}
 
 template <class Value>
 inline void renew(Value& value) {

@@ -116,6 +116,27 @@ inline void renew(Register& value) {
   asm volatile("" : MM_REGISTER(value));
 }
 
+inline void store_four(float* p, F8 a) { _mm_storeu_ps(p, _mm256_castps256_ps128(a.v)); }
+
+// Rows and columns of eight vectors exchanged.
+inline void transpose(F8* v) {
+  __m256 pairs[8], fours[8];
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(v[i].v, v[i + 1].v);
+    pairs[i + 1] = _mm256_unpackhi_ps(v[i].v, v[i + 1].v);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      fours[i + 2 * j] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0x44);
+      fours[i + 2 * j + 1] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0xee);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    v[i].v = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+    v[i + 4].v = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+  }
+}
+
 // The largest magnitude of 32 values, NaN if one of them is not finite.
 inline float magnitude(const F8* x) {
   const __m256i mask = _mm256_set1_epi32(0x7fffffff);
