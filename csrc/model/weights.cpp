@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 
 #include "base/check.h"
@@ -237,6 +238,7 @@ Weights::Weights(const WeightPlan& plan, const ModelConfig& config, const Checkp
     norms_.emplace_back(entry.name, Norm{view, static_cast<float>(config.norm_eps)});
   }
   std::size_t total = 0, done = 0;
+  auto told_at = std::chrono::steady_clock::now();
   for (const WeightEntry& entry : plan.weights) {
     total += static_cast<std::size_t>(entry.slice.shape.count());
   }
@@ -269,8 +271,11 @@ Weights::Weights(const WeightPlan& plan, const ModelConfig& config, const Checkp
     host.on_read = [&released](std::size_t bytes) { released.read(bytes); };
     weights_.emplace_back(entry.name, backend.pack(host, entry.spec, arena[entry.slice]));
     done += static_cast<std::size_t>(entry.slice.shape.count());
-    if (options.progress) {
+    // Seldom: the host may have to wait for a lock of its own before it hears of it.
+    const auto now = std::chrono::steady_clock::now();
+    if (options.progress && (done == total || now - told_at >= std::chrono::milliseconds(100))) {
       options.progress(static_cast<double>(done) / static_cast<double>(total));
+      told_at = now;
     }
   }
 }

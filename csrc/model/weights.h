@@ -62,7 +62,8 @@ void check_model_shapes(const ModelConfig& config, const Checkpoint& checkpoint)
 
 struct LoadOptions {
   bool allow_nonfinite = false;
-  std::function<void(double fraction)> progress;  // may be empty; may throw to stop
+  // At most ten times a second, and at the end. May be empty; may throw to stop.
+  std::function<void(double fraction)> progress;
 };
 
 class Weights {

@@ -6,6 +6,7 @@ Only this file and forecast.py import `_core`.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,19 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def load_core(path: Path, options: EngineOptions, progress: bool | None) -> CoreEngine:
-    """The engine of a directory, with a bar while it loads."""
+def load_core(
+    path: Path, options: EngineOptions, progress: bool | None, check: Callable[[], None]
+) -> CoreEngine:
+    """The engine of a directory, with a bar while it loads; what `check` raises stops it."""
     info = _core.inspect(str(path))
     with bar("load", info.weights_bytes, progress) as advance:
-        options.progress = stepwise(advance, info.weights_bytes)
+        report = stepwise(advance, info.weights_bytes)
+
+        def step(fraction: float) -> None:
+            check()
+            report(fraction)
+
+        options.progress = step
         return _core.Engine(str(path), options)
 
 

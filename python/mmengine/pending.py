@@ -7,7 +7,6 @@ uses any more is closed.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
@@ -19,6 +18,8 @@ from mmengine.errors import RequestError
 from mmengine.outputs import ChatReply, Completion, Delta
 
 if TYPE_CHECKING:
+    import asyncio
+
     from mmengine.handle import Handle, Item
 
 
@@ -81,6 +82,8 @@ class Results:
 
 def loop_waker(arrived: asyncio.Event) -> Callable[[], None]:
     """What any thread may call to set an event of the loop that runs here."""
+    import asyncio  # see engine.astream
+
     loop = asyncio.get_running_loop()
 
     def wake() -> None:
@@ -217,6 +220,8 @@ class PendingRequest:
         self._handles[0].check_process()
         if reached():
             return
+        import asyncio
+
         arrived = asyncio.Event()
         with self._results.waking(arrived):
             while not reached():

@@ -60,11 +60,9 @@ class Tokenizer:
         unknown = getattr(self._plain.model, "unk_token", None)
         # Text the vocabulary has no word for becomes the unknown token, rightly.
         self._forbidden = self.special_ids - {vocabulary.get(unknown, -1)}
-        self.strips_first_space, to_bytes = _decoder(self._plain, file)
-        self._bytes: dict[int, bytes] = {
-            index: token.encode() if index in added else to_bytes(token)
-            for token, index in vocabulary.items()
-        }
+        self._added = frozenset(added)
+        self.strips_first_space, self._to_bytes = _decoder(self._plain, file)
+        self._bytes: dict[int, bytes] = {}  # of the tokens that were asked for
         self.bos_id = None if bos is None else self._control(bos)
         self.eos_ids = tuple(dict.fromkeys(self._control(end) for end in ends))
         if adds_bos is None:
@@ -130,7 +128,14 @@ class Tokenizer:
         """What one id stands for; b"" for ids with no token (padding rows of an embedding)."""
         if index < 0:
             raise RequestError(f"token id: {index}, expected 0 or more", code="token_id")
-        return self._bytes.get(index, b"")
+        data = self._bytes.get(index)
+        if data is None:
+            token = self._plain.id_to_token(index) if index < self.vocab_size else None
+            if token is None:
+                return b""
+            data = token.encode() if index in self._added else self._to_bytes(token)
+            self._bytes[index] = data
+        return data
 
     def token_id(self, text: str) -> int | None:
         """The id of the token spelled exactly so, control tokens included."""
@@ -262,13 +267,16 @@ def _byte_alphabet() -> dict[str, int]:
     return alphabet | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
-_BYTES_OF = _byte_alphabet()
+# Characters of the alphabet -> Latin-1, the others of Latin-1 -> one that is not.
+_TO_LATIN_1 = {code: 0xFFFF for code in range(256)} | {
+    ord(character): byte for character, byte in _byte_alphabet().items()
+}
 
 
 def _byte_level(token: str) -> bytes:
     try:
-        return bytes([_BYTES_OF[character] for character in token])
-    except KeyError:  # a word outside the alphabet is its own text
+        return token.translate(_TO_LATIN_1).encode("latin-1")
+    except UnicodeEncodeError:  # a word outside the alphabet is its own text
         return token.encode()
 
 
