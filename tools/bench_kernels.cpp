@@ -1,7 +1,8 @@
 // Speed of the cpu backend's product: GB/s of packed weights and GFLOPS per shape, format and
 // number of rows, each as a share of what this machine was measured to read and to multiply.
-// Usage: bench_kernels [threads [format [rows]]]. Best of several runs; weights are cold (many copies in a row).
-// With one thread the clock is the process's own processor time, which neighbours disturb less.
+// Usage: bench_kernels [threads [format [rows]]]. Best of several runs; weights are cold (many
+// copies in a row). With one thread the clock is the process's own processor time, which neighbours
+// disturb less.
 #include <time.h>
 
 #include <algorithm>

@@ -268,7 +268,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 # Characters of the alphabet -> Latin-1, the others of Latin-1 -> one that is not.
-_TO_LATIN_1 = {code: 0xFFFF for code in range(256)} | {
+_TO_LATIN_1 = dict.fromkeys(range(256), 0xFFFF) | {
     ord(character): byte for character, byte in _byte_alphabet().items()
 }
 

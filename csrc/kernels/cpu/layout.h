@@ -1,15 +1,5 @@
 // The packed layouts of the cpu backend: pure index arithmetic, shared by traits, packing and
-// kernels.
-//   weights: blocks of 32 rows; per k the 32 weights of the block side by side, in the order in
-//            which one load and a few shifts widen them (weight_slot); rows padded with zeros
-//   scales:  f32 behind the data (fp8), one per packed row, times 256 (kScaleFactor)
-//   groups:  (int8, int4) in a block one group of k after another: the codes of 4 k of all rows,
-//            the next 4 k, .., then the 32 f16 scales, then of int4 the 32 minima. Of 4 k: int8
-//            [32 rows, 4] as code + 128; int4 [16 rows, 4], row i in the low and row 16 + i in the
-//            high half of a byte
-//   gate_up: a block holds 16 gate rows and the 16 up rows that belong to them
-//   KV:      per block and head K as [head_dim, 32 positions], then V as [32 positions, head_dim
-//            padded to 8]
+// kernels. gate_up: a block holds 16 gate rows and the 16 up rows that belong to them.
 #pragma once
 
 #include <cstddef>
@@ -18,6 +8,17 @@
 #include "kernels/params.h"
 
 namespace mmengine::cpu {
+
+// Weights: blocks of 32 rows; per k the 32 weights of the block side by side, in the order in which
+// one load and a few shifts widen them (weight_slot); rows padded with zeros. Scales of fp8: f32
+// behind the data, one per packed row, times 256 (kScaleFactor).
+//
+// Groups (int8, int4): in a block one group of k after another: the codes of 4 k of all rows, the
+// next 4 k, .., then the 32 f16 scales, then of int4 the 32 minima. Of 4 k: int8 [32 rows, 4] as
+// code + 128; int4 [16 rows, 4], row i in the low and row 16 + i in the high half of a byte.
+//
+// KV: per block and head K as [head_dim, 32 positions], then V as [32 positions, head_dim padded to
+// 8].
 
 constexpr std::int64_t kBlockRows = 32;
 constexpr int kBlockTokens = 32;
