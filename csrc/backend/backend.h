@@ -7,7 +7,9 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "backend/buffer.h"
@@ -16,10 +18,17 @@
 
 namespace mmengine {
 
+// Of matrices that are random values of a standard deviation of 1 / sqrt(k), from no file
+// (synthetic_rows.h): the seed of one under its name, and what its e4m3 codes are multiplied by.
+// The largest code is 448, as where a row was quantised by its largest weight.
+std::uint64_t synthetic_seed(std::string_view name);
+float synthetic_fp8_scale(std::int64_t k);
+
 struct HostTensor {  // borrowed from a Checkpoint
   const void* data = nullptr;
   DType dtype = DType::bf16;
   Shape shape;
+  std::optional<std::uint64_t> seed = std::nullopt;  // instead of data (synthetic_rows.h)
   explicit operator bool() const { return data != nullptr; }
 };
 
@@ -58,7 +67,8 @@ struct HostWeight {  // the parts of one packed weight: q, k, v or gate, up or a
     // [rows, k] f32, bf16, f16, e4m3 or i8 (codes of int8), or u8 (int4) [rows, 16 groups]: byte j
     // of a group holds element j in its low half, element j + 16 in its high one.
     HostTensor weight;
-    // Of e4m3: f32 or bf16, one or [rows], or none; of i8 and u8: f16 [rows, groups].
+    // Of e4m3: f32 or bf16, one or [rows], or none; of i8 and u8: f16 [rows, groups], but none
+    // where the matrix has no data.
     HostTensor weight_scale;
     HostTensor weight_min;   // of u8: f16 [rows, groups]
     HostTensor input_scale;  // f32 or bf16, one: of InputQuant::fixed

@@ -72,22 +72,27 @@ void check_part(const Part& part, const WeightSpec& spec) {
   const HostTensor& w = part.weight;
   const bool packed_codes = w.dtype == DType::u8;
   const std::int64_t columns = packed_codes ? num_groups(spec.k) * kGroup / 2 : spec.k;
-  MM_CHECK(w.data != nullptr && w.shape.rank == 2 && w.shape[1] == columns && w.shape[0] > 0,
-           "pack", part.source.text(), ": expected shape [rows, ", columns, "], got [", w.shape[0],
-           ", ", w.shape[1], "]");
+  MM_CHECK(
+      (w.data != nullptr || w.seed) && w.shape.rank == 2 && w.shape[1] == columns && w.shape[0] > 0,
+      "pack", part.source.text(), ": expected shape [rows, ", columns, "], got [", w.shape[0], ", ",
+      w.shape[1], "]");
   MM_CHECK(w.dtype == DType::f32 || w.dtype == DType::bf16 || w.dtype == DType::f16 ||
                w.dtype == DType::e4m3 || w.dtype == DType::i8 || packed_codes,
            "pack", part.source.text(), ": expected f32, bf16, f16, e4m3, i8 or u8, got ",
            dtype_name(w.dtype));
   const bool groups = w.dtype == DType::i8 || packed_codes;
-  if (groups) {
+  if (groups && w.seed) {
+    MM_CHECK(!part.weight_scale && !part.weight_min, "pack", part.source.text(),
+             ": groups: expected no scales beside a matrix without data");
+  } else if (groups) {
     check_of_groups(part, "weight_scale", part.weight_scale, num_groups(spec.k));
   } else if (part.weight_scale) {
     check_row_scale_shape(part);
   }
   MM_CHECK(packed_codes || !part.weight_min, "pack", part.source.text(),
            ": weight_min: expected none for ", dtype_name(w.dtype), ", got one");
-  if (packed_codes) check_of_groups(part, "weight_min", part.weight_min, num_groups(spec.k));
+  if (packed_codes && !w.seed)
+    check_of_groups(part, "weight_min", part.weight_min, num_groups(spec.k));
   if (part.rows == RowOrder::interleaved) {
     MM_CHECK(spec.role == Role::qkv_proj && spec.head_dim > 0 && spec.head_dim % 2 == 0 &&
                  w.shape[0] % spec.head_dim == 0,

@@ -75,6 +75,8 @@ RowReader::RowReader(const HostWeight& host, const WeightSpec& spec)
   first_row_.push_back(0);
   for (const Part& part : host.parts) {
     check_part(part, spec);
+    auto& synthetic = synthetic_.emplace_back();
+    if (part.weight.seed) synthetic.emplace(*part.weight.seed, part.weight.dtype, spec.k);
     MM_CHECK(host.quant == InputQuant::none || part.weight.dtype == DType::e4m3, "pack",
              part.source.text(), ": expected e4m3 beside a quantised input, got ",
              dtype_name(part.weight.dtype));
@@ -111,12 +113,13 @@ RowReader::StoredRow RowReader::find(std::int64_t row) const {
     const std::int64_t half = spec_.head_dim / 2, j = row % spec_.head_dim;
     row += (j < half ? 2 * j : 2 * (j - half) + 1) - j;
   }
-  return {part, row};
+  return {part, row, synthetic_[index] ? &*synthetic_[index] : nullptr};
 }
 
 void RowReader::check_groups(const StoredRow& stored) const {
-  const auto& [part, row] = stored;
+  const auto& [part, row, synthetic] = stored;
   const DType dtype = part.weight.dtype;
+  if (synthetic != nullptr) return;
   if (dtype != DType::i8 && dtype != DType::u8) return;
   check_stored_groups(part, row, num_groups(spec_.k), host_.allow_nonfinite);
   if (dtype == DType::i8) check_int8_codes(part, row, spec_.k);
@@ -124,10 +127,14 @@ void RowReader::check_groups(const StoredRow& stored) const {
 
 void RowReader::read_scaled(const StoredRow& stored, float scale,
                             std::vector<float>& values) const {
-  const auto& [part, row] = stored;
+  const auto& [part, row, synthetic] = stored;
   check_groups(stored);
   values.resize(static_cast<std::size_t>(spec_.k));
-  read_values(part, row, spec_.k, values.data());
+  if (synthetic != nullptr) {
+    synthetic->read_values(row, values.data());
+  } else {
+    read_values(part, row, spec_.k, values.data());
+  }
   if (!host_.allow_nonfinite) check_finite(part, row, values);
   if (scale == 1.0f) return;
   for (float& v : values) v *= scale;
@@ -140,6 +147,10 @@ float RowReader::read(std::int64_t row, void* out, std::vector<float>& buffer) c
   float scale = row_scale(stored.part, stored.row) * weight_.input_scale;
   const auto width = static_cast<std::size_t>(spec_.k);
   if (as_stored(weight.dtype, spec_.format)) {
+    if (stored.synthetic != nullptr) {
+      stored.synthetic->read(stored.row, out);
+      return scale;
+    }
     const std::size_t bytes = width * dtype_bytes(weight.dtype);
     const std::byte* data =
         static_cast<const std::byte*>(weight.data) + static_cast<std::size_t>(stored.row) * bytes;
@@ -173,7 +184,8 @@ float RowReader::read(std::int64_t row, void* out, std::vector<float>& buffer) c
 }
 
 void RowReader::copy_groups(const StoredRow& stored, const GroupCodes& out) const {
-  const auto& [part, row] = stored;
+  const auto& [part, row, synthetic] = stored;
+  MM_CHECK(synthetic == nullptr, "pack", part.source.text(), ": no groups without data");
   const std::int64_t groups = num_groups(spec_.k);
   check_groups(stored);
   read_codes(part, row, spec_.k, out.codes);
@@ -197,7 +209,9 @@ void RowReader::copy_groups(const StoredRow& stored, const GroupCodes& out) cons
 void RowReader::read_groups(std::int64_t row, const GroupCodes& out,
                             std::vector<float>& buffer) const {
   const StoredRow stored = find(row);
-  if (as_stored(stored.part.weight.dtype, spec_.format)) return copy_groups(stored, out);
+  if (stored.synthetic == nullptr && as_stored(stored.part.weight.dtype, spec_.format)) {
+    return copy_groups(stored, out);
+  }
   read_scaled(stored, row_scale(stored.part, stored.row), buffer);
   const bool int4 = spec_.format == WeightFormat::int4;
   for (std::int64_t g = 0; g < num_groups(spec_.k); ++g) {

@@ -1,12 +1,14 @@
 // RowReader: the rows of one packed weight, whatever parts, dtype and rotary order it is stored in,
 // one at a time and in the weight's own format. Every backend packs from it, so all agree on
-// conversions, scales and what they refuse.
+// conversions, scales and what they refuse. Parts without data are made up row by row.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/synthetic_rows.h"
 
 namespace mmengine {
 
@@ -43,7 +45,8 @@ class RowReader {
  private:
   struct StoredRow {
     const HostWeight::Part& part;
-    std::int64_t row;  // in its file's order
+    std::int64_t row;                // in its file's order
+    const SyntheticRows* synthetic;  // null where the part has data
   };
   std::size_t part_of(std::int64_t row) const;
   StoredRow find(std::int64_t row) const;
@@ -55,7 +58,8 @@ class RowReader {
   const HostWeight& host_;
   WeightSpec spec_;
   Weight weight_;
-  std::vector<std::int64_t> first_row_;  // of each part, and the end
+  std::vector<std::int64_t> first_row_;                  // of each part, and the end
+  std::vector<std::optional<SyntheticRows>> synthetic_;  // of each part that has no data
 };
 
 }  // namespace mmengine
