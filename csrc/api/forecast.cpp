@@ -6,6 +6,7 @@
 #include "api/load.h"
 #include "base/check.h"
 #include "model/census.h"
+#include "model/synthetic.h"
 
 namespace mmengine {
 namespace {
@@ -19,7 +20,7 @@ struct Source {  // what a directory says of itself
 Source read_source(const std::string& directory) {
   Source source;
   source.config = read_config(directory, source.warnings);
-  source.conversion = read_conversion(Directory(directory));
+  if (!is_synthetic(directory)) source.conversion = read_conversion(Directory(directory));
   return source;
 }
 

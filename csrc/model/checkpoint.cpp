@@ -5,6 +5,7 @@
 #include <array>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <unordered_map>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include "base/file.h"
 #include "model/safetensors.h"
 #include "model/shards.h"
+#include "model/synthetic.h"
 #include "model/tensor_names.h"
 #include "model/tensor_rules.h"
 
@@ -22,6 +24,7 @@ struct Entry {
   std::string file;  // as shown in messages
   TensorInfo info;
   const std::byte* data = nullptr;
+  std::optional<std::uint64_t> seed = std::nullopt;  // instead of data
 };
 
 std::string join(const std::vector<std::string>& items) {
@@ -46,6 +49,7 @@ HostTensor view(const Entry& entry) {
   HostTensor tensor;
   tensor.data = entry.data;
   tensor.dtype = entry.info.dtype;
+  tensor.seed = entry.seed;
   bool fits = entry.info.rank <= kMaxRank;
   for (std::size_t i = 0; fits && i < entry.info.rank; ++i) {
     fits = entry.info.dims[i] <= std::uint64_t{std::numeric_limits<std::int64_t>::max()};
@@ -70,6 +74,7 @@ struct Checkpoint::Impl {
   ModelConfig config;
   CheckpointKind kind = CheckpointKind::model;
   std::vector<MappedFile> files;
+  std::vector<SyntheticTensor> synthetic;
   std::unordered_map<std::string, Entry> entries;  // by our name
   std::vector<std::string> warnings;
   std::vector<std::string> unknown, beyond;  // beyond: of layers that the config has not
@@ -78,6 +83,7 @@ struct Checkpoint::Impl {
 
   void add_file(const Directory& from, const std::string& name, Shards& shards);
   void add_tensor(const std::string& file, const TensorInfo& info, const std::byte* data);
+  void add_synthetic();
   void check_assigned(const Shards& shards, const Directory& from) const;
   void add_unnamed(const TensorInfo& info);
   void check_depth() const;
@@ -123,6 +129,30 @@ void Checkpoint::Impl::add_tensor(const std::string& file, const TensorInfo& inf
                 {.reason = "duplicate_tensor", .file = file, .tensor = info.name});
   }
   bytes += info.bytes;
+}
+
+// Named as in Mistral's files, whose order of rotary rows they have.
+void Checkpoint::Impl::add_synthetic() {
+  layout = CheckpointLayout::mistral;
+  synthetic = synthetic_tensors(config);
+  for (const SyntheticTensor& made : synthetic) {
+    Entry entry{directory, {}, nullptr};
+    entry.info.name = source_name(layout, made.name);
+    entry.info.dtype = made.dtype;
+    entry.info.rank = made.shape.size();
+    entry.info.bytes = dtype_bytes(made.dtype);
+    for (std::size_t i = 0; i < made.shape.size(); ++i) {
+      entry.info.dims[i] = static_cast<std::uint64_t>(made.shape[i]);
+      entry.info.bytes = checked_mul(entry.info.bytes, entry.info.dims[i], "synthetic");
+    }
+    if (made.data.empty()) {
+      entry.seed = synthetic_seed(made.name);
+    } else {
+      entry.data = made.data.data();
+    }
+    bytes = checked_add(bytes, entry.info.bytes, "synthetic");
+    entries.emplace(made.name, std::move(entry));
+  }
 }
 
 void Checkpoint::Impl::check_assigned(const Shards& shards, const Directory& from) const {
@@ -290,8 +320,14 @@ Checkpoint& Checkpoint::operator=(Checkpoint&&) noexcept = default;
 Checkpoint::~Checkpoint() = default;
 
 Checkpoint Checkpoint::open(const std::string& path, const ModelConfig& config) {
-  const Directory directory(path);
   auto impl = std::make_unique<Impl>();
+  if (is_synthetic(path)) {
+    impl->directory = printable(path);
+    impl->config = config;
+    impl->add_synthetic();
+    return Checkpoint(std::move(impl));
+  }
+  const Directory directory(path);
   impl->directory = directory.display();
   impl->layout = find_layout(directory);
   impl->config = config;
@@ -353,6 +389,7 @@ std::vector<std::string> Checkpoint::names() const {
 }
 
 std::string Checkpoint::layout() const {
+  if (!impl_->synthetic.empty()) return "synthetic";
   return impl_->layout == CheckpointLayout::mistral ? "mistral" : "hf";
 }
 

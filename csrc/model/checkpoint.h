@@ -1,7 +1,8 @@
 // Checkpoint: the tensors of one directory under OUR names, whatever layout it has (HF, Mistral, or
 // an engine directory made by `mm-run convert`, which is the Mistral layout with a manifest). Owns
 // the mapped files; HostTensors borrow from it. Read-only after open; any thread. The names are
-// listed in model/tensor_names.h.
+// listed in model/tensor_names.h. A synthetic model (model/synthetic.h) is a checkpoint without
+// files: its matrices have no data, only a seed.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +43,7 @@ class Checkpoint {
   RowOrder row_order() const;                          // of the rows of q_proj and k_proj
   std::uint64_t bytes() const;                         // of all tensors under our names
   std::vector<std::string> names() const;              // ours, sorted
-  std::string layout() const;                          // "hf" | "mistral"
+  std::string layout() const;                          // "hf" | "mistral" | "synthetic"
   const std::vector<std::string>& warnings() const;    // one sentence each
 
  private:

@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "model/config_reader.h"
+#include "model/synthetic.h"
 
 namespace mmengine {
 
@@ -89,6 +90,7 @@ CheckpointLayout find_layout(const Directory& directory) {
 }
 
 ModelConfig read_config(const std::string& path, std::vector<std::string>& warnings) {
+  if (is_synthetic(path)) return read_synthetic(path, warnings);
   const Directory directory(path);
   return find_layout(directory) == CheckpointLayout::mistral ? read_mistral(directory, warnings)
                                                              : read_hf(directory, warnings);

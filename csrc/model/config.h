@@ -57,6 +57,7 @@ CheckpointLayout find_layout(const Directory& directory);
 
 // Of find_layout's config file: Error{model_format} naming file, field, value and allowed range,
 // Error{unsupported_model} naming what is supported. Warnings are appended, one sentence each.
+// A name of model/synthetic.h is taken, too.
 ModelConfig read_config(const std::string& directory, std::vector<std::string>& warnings);
 
 }  // namespace mmengine

@@ -69,7 +69,12 @@ std::vector<std::int64_t> read_eos(const Fields& fields, std::int64_t vocab_size
 
 ModelConfig read_mistral(const Directory& directory, std::vector<std::string>& warnings) {
   const Json json = read_json_file(directory, "params.json", kMaxConfigBytes);
-  const Fields fields(json, directory.display("params.json"));
+  return read_params(json, directory.display("params.json"), warnings);
+}
+
+ModelConfig read_params(const Json& params, const std::string& file,
+                        std::vector<std::string>& warnings) {
+  const Fields fields(params, file);
   ModelConfig config;
   config.architecture = "mistral";
   refuse_variants(fields);

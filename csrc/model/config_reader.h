@@ -52,5 +52,8 @@ std::optional<VisionConfig> read_mistral_vision(const Fields& fields, std::int64
 
 ModelConfig read_hf(const Directory& directory, std::vector<std::string>& warnings);
 ModelConfig read_mistral(const Directory& directory, std::vector<std::string>& warnings);
+// The object of a params.json; `file` is only named in messages.
+ModelConfig read_params(const Json& params, const std::string& file,
+                        std::vector<std::string>& warnings);
 
 }  // namespace mmengine

@@ -15,7 +15,9 @@ namespace mmengine {
 
 class MM_EXPORT Engine {
  public:
-  // A directory in HF or Mistral layout, or made by `mm-run convert`.
+  // A directory in HF or Mistral layout, or made by `mm-run convert`; or a name for random weights
+  // of a model's shapes, the same in every process: "synthetic:NAME" of mistral-medium-3.5 or
+  // llama-3.2-1b, "synthetic:FILE.json" of a file like params.json, both also with ",layers=N".
   // Error{model_not_found | model_format | unsupported_model | resource | usage}.
   static Engine load(const std::string& directory, const EngineOptions& options = {});
   Engine(Engine&&) noexcept;
@@ -53,7 +55,8 @@ class MM_EXPORT Engine {
   std::unique_ptr<Impl> impl_;
 };
 
-// What a checkpoint directory holds, from its config and headers; no weight is read.
+// What a checkpoint directory or a synthetic model holds, from its config and headers; no weight is
+// read.
 MM_EXPORT ModelInfo inspect(const std::string& directory);
 
 }  // namespace mmengine

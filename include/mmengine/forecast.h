@@ -1,6 +1,7 @@
 // What a model will need before any of it is there: bytes by component and, for the CPU, the very
 // sums that Engine::load makes. Reads the config of a directory and nothing else, so a directory
-// with config.json or params.json alone will do. Standard library only, C++17.
+// with config.json or params.json alone will do; synthetic names (engine.h) are taken, too.
+// Standard library only, C++17.
 #pragma once
 
 #include <cstdint>

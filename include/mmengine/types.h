@@ -159,7 +159,7 @@ struct VisionInfo {
 
 struct ModelInfo {
   std::string kind;                  // "model" | "draft head" (EAGLE; no embeddings, no head)
-  std::string architecture, layout;  // layout: "hf" | "mistral"
+  std::string architecture, layout;  // layout: "hf" | "mistral" | "synthetic"
   std::int64_t hidden_size = 0, intermediate_size = 0, vocab_size = 0;
   std::int64_t num_layers = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0;
   std::int64_t max_context = 0;

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/synthetic_rows.h"
 #include "base/file.h"
 #include "bindings/errors.h"
 #include "model/checkpoint.h"
@@ -141,6 +142,28 @@ Checkpoint open_checkpoint(const std::string& directory, std::int64_t num_layers
   return Checkpoint::open(directory, config);
 }
 
+// A synthetic model as the loader opens it.
+Checkpoint open_synthetic(const std::string& model) {
+  std::vector<std::string> warnings;
+  return Checkpoint::open(model, read_config(model, warnings));
+}
+
+// Rows of a matrix without data: (the stored bytes [rows, k, dtype size], the values [rows, k]).
+py::tuple synthetic_rows(const Checkpoint& checkpoint, const std::string& name, std::int64_t begin,
+                         std::int64_t rows) {
+  const HostTensor tensor = checkpoint.tensor(name);
+  const std::int64_t k = tensor.shape[1];
+  const auto size = static_cast<std::int64_t>(dtype_bytes(tensor.dtype));
+  const SyntheticRows reader(tensor.seed.value(), tensor.dtype, k);
+  py::array_t<std::uint8_t> stored({rows, k, size});
+  py::array_t<float> values({rows, k});
+  for (std::int64_t i = 0; i < rows; ++i) {
+    reader.read(begin + i, stored.mutable_data() + i * k * size);
+    reader.read_values(begin + i, values.mutable_data() + i * k);
+  }
+  return py::make_tuple(stored, values);
+}
+
 // (dtype name, the bytes as uint8 [..., dtype size])
 py::tuple tensor(const Checkpoint& checkpoint, const std::string& name) {
   const HostTensor found = checkpoint.tensor(name);
@@ -177,6 +200,9 @@ PYBIND11_MODULE(MM_MODULE, module) {
         return py::bytes(mmengine::Directory(directory).read(name, max_bytes));
       },
       py::arg("directory"), py::arg("name"), py::arg("max_bytes"));
+  module.def("open_synthetic", &mmengine::open_synthetic, py::arg("model"));
+  module.def("synthetic_rows", &mmengine::synthetic_rows, py::arg("checkpoint"), py::arg("name"),
+             py::arg("begin"), py::arg("rows"));
   py::class_<Checkpoint>(module, "Checkpoint")
       .def(py::init(&mmengine::open_checkpoint), py::arg("directory"), py::arg("num_layers"),
            py::arg("fixed") = false, py::arg("tied") = true, py::arg("vision_layers") = 0,
