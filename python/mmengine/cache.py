@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmengine.errors import Error, ModelNotFoundError, UnsupportedModelError, UsageError
+from mmengine.errors import Error, ModelNotFoundError, UsageError
 from mmengine.files import read_object
 from mmengine.messages import quoted
+from mmengine.synthetic import PREFIX, is_synthetic, refuse_synthetic
 
 DEMO = "smollm2"
 # Part of every key: entries made by an older converter are not found and are made again.
@@ -45,12 +46,13 @@ def resolve_model(name: str, weight_dtype: str = "auto", progress: bool | None =
 
     "smollm2" and GGUF files are converted into the cache with `weight_dtype` ("bf16", "f32",
     "fp8", "int8", "int4"; "auto" is "bf16"); a directory is itself; "org/name" is a hub repository.
+    A synthetic model has no directory: its name is what the core loads.
     `progress` is that of mmengine.progress.bar.
 
     Raises ModelNotFoundError for anything else, and the errors of fetch and convert.
     """
-    if name.startswith("synthetic:"):
-        raise UnsupportedModelError(f"model {quoted(name)}: synthetic models are not supported")
+    if is_synthetic(name):
+        return Path(PREFIX + os.path.expanduser(name.removeprefix(PREFIX)))
     weight_dtype = "bf16" if weight_dtype == "auto" else weight_dtype
     if name == DEMO:
         destination = cache_root() / "converted" / f"{DEMO}-{weight_dtype}-v{_CONVERSION}"
@@ -91,8 +93,10 @@ def fetch(model: str, progress: bool | None = None) -> Path:
     """Downloads "smollm2" (its GGUF file) or a hub repository "org/name" (its directory).
 
     What is there already is not downloaded again. Raises ModelNotFoundError when it cannot be had,
-    OutputError when it cannot be written, ModelFormatError when what came is not what was sent.
+    OutputError when it cannot be written, ModelFormatError when what came is not what was sent,
+    UsageError for a synthetic model.
     """
+    refuse_synthetic(model, "to fetch")
     if model == DEMO:
         from mmengine.cache_demo import fetch_demo, fetched_demo
 

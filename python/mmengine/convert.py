@@ -20,6 +20,7 @@ from mmengine.convert_tensors import WeightDtype, safetensors_header, stored_dty
 from mmengine.errors import ModelNotFoundError, UsageError
 from mmengine.messages import quoted
 from mmengine.progress import Advance, bar
+from mmengine.synthetic import refuse_synthetic
 
 FORMAT = 1
 _QUANTIZATION = {
@@ -60,6 +61,7 @@ def convert(
             f"weight_dtype: {quoted(weight_dtype)} is not a conversion, expected one of "
             f"{', '.join(get_args(WeightDtype))}"
         )
+    refuse_synthetic(source, "to convert")
     dtype = cast(WeightDtype, weight_dtype)
     destination = _checked_destination(source, destination)
     opened = _open(source)

@@ -35,7 +35,7 @@ KV_DTYPES = {
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a checkpoint directory holds: layout, config, tensors under the engine's names.
+    """What a checkpoint or synthetic model holds: layout, config, tensors under the engine's names.
 
     `kind` is "model" or "draft head"; `quantization` as stored: "none", "fp8, ...", "int8, ..." or
     "int4, ..."; `vision` the sizes of a vision tower, or None. Reads its config and the headers of

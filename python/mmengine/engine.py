@@ -107,7 +107,10 @@ class Engine:
         """Loads a model.
 
         model: a directory (HF or Mistral layout, or made by `mm-run convert`), a GGUF file, a hub
-            repository id, or "smollm2", the demo model; the latter three go through the cache.
+            repository id, or "smollm2", the demo model; these three go through the cache. Or
+            "synthetic:NAME", random weights of a model's shapes, the same every time, for token
+            ids: NAME is "mistral-medium-3.5", "llama-3.2-1b" or a file like params.json, each also
+            with ",layers=N".
         device: "auto", "cpu", or "ref" (slow: the specification of the others).
         weight_dtype: "auto" (as stored; f16 becomes f32), "f32", "bf16", "fp8" (e4m3 with one scale
             per row, weights only), "int8" (one f16 scale per 32 weights of a row) or "int4" (4-bit

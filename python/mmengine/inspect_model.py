@@ -13,6 +13,7 @@ from typing import Any
 from mmengine.convert_groups import GroupDtype, stored_columns
 from mmengine.errors import Error
 from mmengine.files import read_object
+from mmengine.synthetic import is_synthetic
 
 _SCALES = (".weight_scale", ".weight_min", ".input_scale")
 _GROUPS: dict[str, GroupDtype] = {"i8": "int8", "u8": "int4"}
@@ -65,7 +66,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
             dtype = _GROUPS.get(tensor["dtype"], tensor["dtype"])
             elements[dtype] += _elements(tensor, report["config"])
     folder = path if path.is_dir() else path.parent
-    tokenizer = tokenizer_file(folder)
+    tokenizer = None if is_synthetic(path) else tokenizer_file(folder)
     report |= {
         "parameters": sum(elements.values()),
         "dtypes": dict(elements.most_common()),

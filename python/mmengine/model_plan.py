@@ -95,7 +95,7 @@ def plan(
 ) -> ModelPlan:
     """Plans a model from its config alone; see ModelPlan.
 
-    model: as for Engine; of a hub repository only the config is downloaded.
+    model: as for Engine, synthetic names too; of a hub repository only the config is downloaded.
     device: "cpu", "cuda", or "auto": cuda where device_memory or devices is given, else cpu.
     weight_dtype: "auto" (as stored), "f32" (cpu), "bf16", "fp8", "int8" (cpu), "int4" (cuda: 4-bit
         linears with one f16 scale per 128 columns; cpu: as Engine has it).

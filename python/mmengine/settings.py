@@ -88,7 +88,11 @@ class Setting:
 
 
 MODEL = Setting(
-    "model", str, "directory, GGUF file, hub repository or smollm2 (the default, a small demo)"
+    "model",
+    str,
+    "directory, GGUF file, hub repository, smollm2 (the default, a small demo) or "
+    "synthetic:NAME[,layers=N], random weights for measurements: of mistral-medium-3.5, "
+    "llama-3.2-1b or the shapes in a params.json",
 )
 
 # Options of the Engine; the names are those of its arguments.

@@ -16,6 +16,7 @@ from typing import Any
 from mmengine.errors import Error, ModelNotFoundError, ResourceError
 from mmengine.messages import quoted
 from mmengine.progress import bar
+from mmengine.synthetic import refuse_synthetic
 from mmengine.verify_files import (
     StoredTensor,
     find_layout,
@@ -58,8 +59,10 @@ class _Copy:
 def verify_model(path: Path, progress: bool | None = None) -> list[Check]:
     """Checks a checkpoint directory; `progress` is that of mmengine.progress.bar.
 
-    Raises ModelNotFoundError when it has no config; what else is wrong is in the checks.
+    Raises ModelNotFoundError when it has no config, UsageError for a synthetic model, which has no
+    files; what else is wrong is in the checks.
     """
+    refuse_synthetic(path, "to verify")
     if not any((path / name).is_file() for name in ("params.json", "config.json")):
         raise ModelNotFoundError(
             f"{path}: no params.json and no config.json, expected a checkpoint directory",

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmengine.synthetic import is_synthetic
 from mmengine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(path: Path) -> AnyTokenizer | None:
-    """The tokenizer of a directory; None when it has none that is known.
+    """The tokenizer of a directory; None when it has none that is known, or is a synthetic model.
 
     A file that is there and cannot be read is an error, whatever is beside it.
     """
+    if is_synthetic(path):
+        return None
     file = tokenizer_file(path)
     if file == "tekken.json":
         from mmengine.mistral_tokenizer import MistralTokenizer

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from make_tiny_model import TinyModel, native, native_config, tiny_weights
 from safetensors.numpy import load_file, save_file
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 import mmengine
 from mmengine import errors
 from support.outcomes import greedy
+from support.synthetic import STORED, write_files, write_params
 
 Tiny = Callable[..., str]
 
@@ -166,3 +168,54 @@ def test_the_pool_bounds_the_context(tiny: Tiny) -> None:
         with pytest.raises(errors.RequestError):
             engine.generate([1] * 100, greedy(max_tokens=1))
         assert engine.stats().kv_blocks_used == 0
+
+
+IDS = [3, 1, 4, 1, 5, 9, 2, 6]
+
+
+@pytest.fixture(params=sorted(STORED))
+def synthetic(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The name of a model of odd sizes, of which each way of storing weights comes once."""
+    return f"synthetic:{write_params(tmp_path, quantization=STORED[request.param])}"
+
+
+@pytest.mark.parametrize("weights", ["auto", "f32", "bf16", "fp8", "int8", "int4"])
+def test_synthetic_weights_are_the_same_bits_on_any_number_of_threads(
+    synthetic: str, weights: str
+) -> None:
+    logits = []
+    for threads in (1, 2, 3):
+        with mmengine.Engine(synthetic, weight_dtype=weights, threads=threads) as engine:
+            logits.append(engine.logits(IDS))
+    assert np.isfinite(logits[0]).all()
+    assert 0.5 < logits[0].std() < 2  # every layer keeps the size of its inputs
+    assert all(np.array_equal(logits[0], other) for other in logits[1:])
+
+
+@pytest.mark.parametrize("weights", ["auto", "f32", "bf16", "fp8", "int8", "int4"])
+@pytest.mark.parametrize("stored", ["plain", "static", "dynamic"])
+@pytest.mark.parametrize("device", ["cpu", "ref"])
+def test_a_synthetic_model_is_a_directory_with_its_weights(
+    tmp_path: Path, stored: str, weights: str, device: str
+) -> None:
+    """numpy writes the files by the formula; nobody but it tells how many layers they have."""
+    name = f"synthetic:{write_params(tmp_path, n_layers=7, quantization=STORED[stored])},layers=2"
+    logits = []
+    for model in (name, str(write_files(tmp_path, 2, STORED[stored]))):
+        with mmengine.Engine(model, weight_dtype=weights, device=device) as engine:
+            logits.append(engine.logits(IDS))
+    assert np.array_equal(logits[0], logits[1])
+
+
+def test_a_synthetic_model_plans_what_it_takes(synthetic: str) -> None:
+    plan = mmengine.plan(synthetic, device="cpu", max_context=64, max_batch=1, threads=2)
+    with mmengine.Engine(synthetic, max_context=64, max_batch=1, threads=2) as engine:
+        made = engine.plan()
+    assert plan.kv_bytes is not None
+    assert plan.weights_bytes == made.weights_bytes
+    assert plan.resident_bytes + plan.kv_bytes + plan.workspace_bytes == made.resident_bytes
+
+
+def test_a_synthetic_model_that_does_not_fit_is_refused_before_it_is_made() -> None:
+    with pytest.raises(errors.ResourceError, match=r"needs .* GiB"):
+        mmengine.Engine("synthetic:mistral-medium-3.5,layers=1024")

@@ -270,8 +270,6 @@ def test_other_files(tmp_path: Path, root: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\4")
     with pytest.raises(UnsupportedModelError, match="pickle"):
         cache.resolve_model(str(tmp_path / "pytorch_model.bin"))
-    with pytest.raises(UnsupportedModelError, match="synthetic"):
-        cache.resolve_model("synthetic:mistral-medium-3.5")
     tiny_model.write_gguf(tmp_path / "m.gguf")
     with pytest.raises(UsageError, match="int3"):
         cache.resolve_model(str(tmp_path / "m.gguf"), "int3")
