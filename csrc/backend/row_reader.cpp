@@ -1,6 +1,7 @@
 #include "backend/row_reader.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -31,15 +32,27 @@ bool as_stored(DType dtype, WeightFormat format) {
   return false;
 }
 
+// f32_to_e4m3 of what is not NaN, without a branch, for a compiler with vectors of any width.
+std::uint8_t e4m3_code(float value) {
+  constexpr auto kMost = std::bit_cast<std::int32_t>(kMaxE4m3);
+  constexpr auto kLeastNormal = std::bit_cast<std::int32_t>(0x1p-6f);
+  const auto bits = std::bit_cast<std::int32_t>(value);
+  const std::int32_t m = std::min(bits & 0x7fffffff, kMost);
+  const std::int32_t normal = ((m + 0x7ffff + ((m >> 20) & 1)) >> 20) - ((127 - 7) << 3);
+  // Beside 2^14 the last bit counts 2^-9, the step of subnormal codes.
+  const std::int32_t subnormal = std::bit_cast<std::int32_t>(std::bit_cast<float>(m) + 0x1p14f) -
+                                 std::bit_cast<std::int32_t>(0x1p14f);
+  const std::int32_t below = (m - kLeastNormal) >> 31;  // all bits or none
+  const std::int32_t code = (subnormal & below) | (normal & ~below);
+  return static_cast<std::uint8_t>(((bits >> 24) & 0x80) | code);
+}
+
 // Codes <- the row times 1 / scale; returns the scale. A row that is not finite keeps no detail.
 float quantise(const std::vector<float>& values, std::uint8_t* codes) {
-  float largest = 0;
-  bool nan = false;
-  for (float v : values) {
-    nan = nan || std::isnan(v);
-    largest = std::max(largest, std::fabs(v));
-  }
-  if (nan) {
+  std::int32_t most = 0;  // bits of magnitudes are ordered as these are, NaN above all
+  for (float v : values) most = std::max(most, std::bit_cast<std::int32_t>(v) & 0x7fffffff);
+  const auto largest = std::bit_cast<float>(most);
+  if (std::isnan(largest)) {
     std::fill_n(codes, values.size(), std::uint8_t{0});
     return std::numeric_limits<float>::quiet_NaN();
   }
@@ -49,8 +62,9 @@ float quantise(const std::vector<float>& values, std::uint8_t* codes) {
     return largest;
   }
   const float scale = e4m3_scale(largest);
-  std::transform(values.begin(), values.end(), codes,
-                 [scale](float v) { return f32_to_e4m3(v / scale); });
+  const float* w = values.data();  // taken once: writing a byte might change anything
+  const std::size_t count = values.size();
+  for (std::size_t i = 0; i < count; ++i) codes[i] = e4m3_code(w[i] / scale);
   return scale;
 }
 
