@@ -16,7 +16,9 @@
 namespace mmengine {
 namespace {
 
-constexpr auto kSpin = std::chrono::microseconds(20);
+// Longer than the pieces of a token that one thread computes alone: waking a processor of a virtual
+// machine takes 50 us.
+constexpr auto kSpin = std::chrono::microseconds(100);
 constexpr std::int64_t kChunksPerThread = 16;
 constexpr int kMaxThreads = 1024;
 
