@@ -101,7 +101,8 @@ class Backend {
   virtual void set_scratch(TensorView scratch) = 0;  // traits().scratch_bytes(...) bytes
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;
-  // Bytes per second at which all threads together read memory no cache holds; about a second.
+  // Bytes per second at which all threads together read memory no cache holds, in the better of the
+  // orders in which they can ask for it; about a second.
   virtual double measure_read_bandwidth() = 0;
   // Floating point operations per second of all threads together, multiply-adds of f32 in registers
   // counted twice; a fraction of a second.

@@ -155,12 +155,12 @@ double CpuBackend::measure_read_bandwidth() {
     std::memset(data + static_cast<std::size_t>(t) * share, 1, share);
   });
   double best = 0;
-  for (int pass = 0; pass < 8; ++pass) {
+  for (int pass = 0; pass < 10; ++pass) {
     const auto start = std::chrono::steady_clock::now();
     std::vector<std::uint64_t> seen(threads);
     pool_.run([&](int t) {
       const auto i = static_cast<std::size_t>(t);
-      seen[i] = kernels_.read(data + i * share, share);
+      seen[i] = kernels_.read(data + i * share, share, pass % 2 == 1);
     });
     const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
     for (std::uint64_t s : seen) {
@@ -245,7 +245,8 @@ template <class Epilogue>
 void CpuBackend::gemm(TensorView x, const Weight& weight, TensorView out, Carver& carver,
                       Epilogue&& epilogue) {
   const bool pairs = weight.spec.role == Role::gate_up_proj;
-  cpu_gemm(x, weight, out, pairs ? kBlockRows / 2 : kBlockRows, kernels_, pool_, carver, epilogue);
+  cpu_gemm(x, weight, out, pairs ? kBlockRows / 2 : kBlockRows, kernels_, pool_, order_, carver,
+           epilogue);
 }
 
 namespace {

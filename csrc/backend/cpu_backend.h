@@ -7,6 +7,7 @@
 
 #include "backend/backend.h"
 #include "backend/scratch.h"
+#include "backend/weight_order.h"
 #include "base/parallel.h"
 #include "kernels/cpu/launch.h"
 #include "kernels/ref/launch.h"
@@ -63,6 +64,7 @@ class CpuBackend final : public Backend {
 
   const cpu::Kernels& kernels_;
   ThreadPool pool_;
+  WeightOrder order_;
   TensorView scratch_;
   std::vector<ref::SampleScratch> sampling_;  // one per thread
 };

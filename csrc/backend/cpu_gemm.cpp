@@ -27,6 +27,20 @@ std::int64_t group_rows(std::int64_t rows, std::int64_t blocks, int threads) {
   return std::min<std::int64_t>(cpu::round_up(each, 12), cpu::kTaskRows);
 }
 
+cpu::Stream share_of(const Weight& weight, std::int64_t block, const Weight* next,
+                     const ThreadPool& pool) {
+  const auto blocks_of = [](const Weight& w) { return cpu::packed_rows(w.spec) / cpu::kBlockRows; };
+  const auto at = [](const Weight& w, std::int64_t i) {
+    return static_cast<const std::byte*>(w.data) + i * cpu::block_bytes(w.spec);
+  };
+  const std::int64_t blocks = blocks_of(weight);
+  int thread = 0;
+  while (pool.share(blocks, thread + 1) <= block) ++thread;
+  const std::byte* end = at(weight, pool.share(blocks, thread + 1));
+  return {at(weight, pool.share(blocks, thread)), end,
+          next != nullptr ? at(*next, pool.share(blocks_of(*next), thread)) : end};
+}
+
 void round_rows(TensorView x, const cpu::Kernels& kernels, ThreadPool& pool,
                 const cpu::GroupRow& out) {
   constexpr std::int64_t kRows = 4;  // per task: a wake-up costs more than a few rows

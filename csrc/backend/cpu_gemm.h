@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "backend/scratch.h"
+#include "backend/weight_order.h"
 #include "base/parallel.h"
 #include "kernels/cpu/launch.h"
 
@@ -34,19 +35,26 @@ void pack_rows(TensorView x, std::int64_t per_group, const cpu::Kernels& kernels
 
 // Asks for the lines of out[first .. first + rows, columns from `column` on], which a tile ends in:
 // rows lie far apart, and waiting for them takes a fifth of the time of int8 products.
-inline void prefetch_tile(TensorView out, std::int64_t first, std::int64_t rows,
-                          std::int64_t column, std::int64_t columns) {
+[[gnu::always_inline]] inline void prefetch_tile(TensorView out, std::int64_t first,
+                                                 std::int64_t rows, std::int64_t column,
+                                                 std::int64_t columns) {
   for (std::int64_t r = first; r < first + rows; ++r) {
     const float* p = out.as<float>() + r * out.row_stride + column;
     for (std::int64_t i = 0; i < columns; i += 16) __builtin_prefetch(p + i, 1);
   }
 }
 
+// The share of a thread of the matrix that `block` belongs to; `next` is the matrix that is read
+// afterwards, if that is known.
+cpu::Stream share_of(const Weight& weight, std::int64_t block, const Weight* next,
+                     const ThreadPool& pool);
+
 // epilogue(block, first_row, rows, tile [rows, 32]) for every task, which writes `columns` columns
 // of `out` for each block; row scales are not applied.
 template <class Epilogue>
 void cpu_gemm(TensorView x, const Weight& weight, TensorView out, std::int64_t columns,
-              const cpu::Kernels& kernels, ThreadPool& pool, Carver& carver, Epilogue&& epilogue) {
+              const cpu::Kernels& kernels, ThreadPool& pool, WeightOrder& order, Carver& carver,
+              Epilogue&& epilogue) {
   const std::int64_t rows = x.shape[0], k = weight.spec.k;
   if (rows == 0) return;
   const bool rounds = has_groups(weight.spec.format);
@@ -57,23 +65,28 @@ void cpu_gemm(TensorView x, const Weight& weight, TensorView out, std::int64_t c
   if (rounds) round_rows(x, kernels, pool, scratch.rounded);
   if (tiles) pack_rows(x, per_group, kernels, pool, scratch.tiles);
   const std::int64_t groups = (rows + per_group - 1) / per_group;
+  const Weight* next = order.advance(weight);
+  const auto* matrix = static_cast<const std::byte*>(weight.data);
+  const auto block_bytes = cpu::block_bytes(weight.spec);
   pool.parallel_for(groups * blocks, [&](std::int64_t begin, std::int64_t end, int thread) {
+    const cpu::Stream stream = groups == 1
+                                   ? share_of(weight, begin, next, pool)
+                                   : cpu::Stream{matrix, matrix + blocks * block_bytes, matrix};
     float* sums = scratch.sums + thread * scratch.tile_floats;
     float* panel = scratch.panels + thread * cpu::kPanelFloats;
     for (std::int64_t task = begin; task < end; ++task) {
       const std::int64_t block = task % blocks, first = task / blocks * per_group;
       const int count = static_cast<int>(std::min(per_group, rows - first));
-      const auto* data =
-          static_cast<const std::byte*>(weight.data) + block * cpu::block_bytes(weight.spec);
+      const auto* data = matrix + block * block_bytes;
       if (count > 1) prefetch_tile(out, first, count, block * columns, columns);
       if (rounds) {
         kernels.group_tile({cpu::row_of(scratch.rounded, first, num_groups(k)), count,
-                            num_groups(k), data, weight.spec.format, sums});
+                            num_groups(k), data, stream, weight.spec.format, sums});
       } else {
         const float* input =
             tiles ? scratch.tiles + first * k : x.as<float>() + first * x.row_stride;
         kernels.gemm_tile(
-            {input, x.row_stride, tiles, count, k, data, weight.spec.format, panel, sums});
+            {input, x.row_stride, tiles, count, k, data, stream, weight.spec.format, panel, sums});
       }
       epilogue(block, first, count, static_cast<const float*>(sums));
     }

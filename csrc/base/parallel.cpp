@@ -117,12 +117,16 @@ void ThreadPool::wait_while(std::atomic<std::uint32_t>& value, std::uint32_t old
   value.wait(old, std::memory_order_acquire);
 }
 
+std::int64_t ThreadPool::chunks_of(std::int64_t tasks) const {
+  return std::min({tasks, kChunksPerThread * threads(), std::int64_t{0xffff}});
+}
+
 void ThreadPool::start(std::int64_t tasks, Call call, const void* fn) {
   const std::int64_t num_threads = threads();
   const std::uint32_t loop = loop_.load(std::memory_order_relaxed) + 1;
   // No chunk of the loop before is unfinished, and none can be claimed: nobody reads these.
   tasks_ = tasks;
-  chunks_ = std::min({tasks, kChunksPerThread * num_threads, std::int64_t{0xffff}});
+  chunks_ = chunks_of(tasks);
   call_ = call;
   fn_ = fn;
   error_ = nullptr;

@@ -44,6 +44,13 @@ class ThreadPool {
     }
   }
 
+  // The first task of `thread`'s share of a loop; behind the last thread's share, `tasks`.
+  std::int64_t share(std::int64_t tasks, int thread) const {
+    if (thread == threads()) return tasks;
+    const std::int64_t chunks = chunks_of(tasks);
+    return tasks * (chunks * thread / threads()) / chunks;
+  }
+
   // Calls fn(share) once for every share in [0, threads()), in parallel where threads are free.
   template <class F>
   void run(F&& fn) {
@@ -60,6 +67,7 @@ class ThreadPool {
     std::atomic<std::uint64_t> word{0};
   };
 
+  std::int64_t chunks_of(std::int64_t tasks) const;
   void start(std::int64_t tasks, Call call, const void* fn);
   void work(std::uint32_t loop, int thread);
   bool claim(Range& range, std::uint32_t loop, std::int64_t& chunk);

@@ -38,8 +38,9 @@ class MM_EXPORT Engine {
   const ModelInfo& info() const;
   std::string description() const;  // "cpu, avx2, 2 threads"
   int threads() const;
-  // Bytes per second at which this machine's memory is read; takes about a second. Called by the
-  // thread that steps, between steps (checked).
+  // Bytes per second at which this machine's memory is read, line after line or eight pages in
+  // turn, whichever is faster; takes about a second. Called by the thread that steps, between steps
+  // (checked).
   double measure_read_bandwidth();
   // Floating point operations per second that its threads reach in registers, a multiply-add
   // counted as two; takes a fraction of a second. Called like measure_read_bandwidth.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
@@ -17,6 +18,17 @@ def test_every_task_runs_once_per_loop(threads: int, tasks: int) -> None:
     seen, shared = native.ThreadPool(threads).count(tasks, loops)
     assert seen == [loops] * tasks
     assert not shared
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("tasks", [1, 2, 7, 100, 70_001])
+def test_shares_cover_the_tasks_in_order_and_evenly(threads: int, tasks: int) -> None:
+    begins = native.ThreadPool(threads).shares(tasks)
+    sizes = [end - begin for begin, end in itertools.pairwise(begins)]
+    chunk = -(-tasks // min(tasks, 16 * threads))
+    assert begins[0] == 0
+    assert begins[-1] == tasks
+    assert max(sizes) - min(sizes) <= chunk
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -385,6 +385,12 @@ std::pair<Floats, float> quantise(const std::string& level, const Floats& x,
 class TestPool {
  public:
   explicit TestPool(int threads) : pool_(threads) {}
+  std::vector<std::int64_t> shares(std::int64_t tasks) const {
+    std::vector<std::int64_t> begins;
+    for (int t = 0; t <= pool_.threads(); ++t) begins.push_back(pool_.share(tasks, t));
+    return begins;
+  }
+
   int threads() const { return pool_.threads(); }
 
   // How often each task ran in `loops` loops, and whether two calls ever shared a thread number.
@@ -443,7 +449,8 @@ PYBIND11_MODULE(MM_MODULE, m) {
       .def(py::init<int>())
       .def_property_readonly("threads", &TestPool::threads)
       .def("count", &TestPool::count)
-      .def("fail_at", &TestPool::fail_at);
+      .def("fail_at", &TestPool::fail_at)
+      .def("shares", &TestPool::shares);
   py::class_<TestBackend>(m, "Backend")
       .def(py::init<const std::string&, int>(), py::arg("name"), py::arg("threads") = 2)
       .def("describe", &TestBackend::describe)

@@ -59,24 +59,11 @@ inline void soften(const AttendSpan& s, int query, std::int64_t n, std::int64_t 
 // Most queries that share a loaded row of keys or values: their sums fill the registers.
 constexpr int kQueryTile = kTileRows * kStripColumns / kBlockTokens;
 
-// fn with the number of queries as a constant, for tiles of at most kQueryTile.
-template <int R = kQueryTile, class Fn>
-inline void tiles(int count, Fn&& fn) {
-  constexpr int kNext = R > 8 ? 8 : R > 4 ? 4 : R - 1;
-  int done = 0;
-  for (; done + R <= count; done += R) fn(done, std::integral_constant<int, R>());
-  if constexpr (R > 1) {
-    if (done < count) {
-      tiles<kNext>(count - done, [&](int i, auto size) { fn(done + i, size); });
-    }
-  }
-}
-
 template <int Columns, class T>
 inline void add_strip(const AttendSpan& s, const T* values, int query, int count, std::int64_t n,
-                      std::int64_t width, std::int64_t column, std::ptrdiff_t ahead) {
-  const Rows<T, Columns> b{values + column, width, ahead};
-  tiles(count, [&](int i, auto size) {
+                      std::int64_t width, std::int64_t column) {
+  const Rows<T, Columns> b{values + column, width};
+  tiles<kQueryTile>(count, [&](int i, auto size) {
     multiply<size()>(Fixed<kBlockTokens>{s.scores + (query + i) * kBlockTokens}, b, n,
                      s.state.values + (query + i) * width + column, width, true);
   });
@@ -85,24 +72,24 @@ inline void add_strip(const AttendSpan& s, const T* values, int query, int count
 // values[query ..] += weights times V over n positions; `count` queries that see equally many.
 template <class T>
 inline void add_values(const AttendSpan& s, const T* values, int query, int count, std::int64_t n,
-                       std::int64_t width, std::ptrdiff_t ahead) {
+                       std::int64_t width) {
   std::int64_t column = 0;
   for (; column + 32 <= width; column += 32) {
-    add_strip<32>(s, values, query, count, n, width, column, ahead);
+    add_strip<32>(s, values, query, count, n, width, column);
   }
   for (; column + 16 <= width; column += 16) {
-    add_strip<16>(s, values, query, count, n, width, column, ahead);
+    add_strip<16>(s, values, query, count, n, width, column);
   }
   for (; column < width; column += 8) {
-    add_strip<8>(s, values, query, count, n, width, column, ahead);
+    add_strip<8>(s, values, query, count, n, width, column);
   }
 }
 
 // Of all positions of the block, also those that a query must not see.
 template <class T>
-inline void score(const AttendSpan& s, const T* keys, int query, int count, std::ptrdiff_t ahead) {
-  const Rows<T, kBlockTokens> b{keys, kBlockTokens, ahead};
-  tiles(count, [&](int i, auto size) {
+inline void score(const AttendSpan& s, const T* keys, int query, int count) {
+  const Rows<T, kBlockTokens> b{keys, kBlockTokens};
+  tiles<kQueryTile>(count, [&](int i, auto size) {
     multiply<size()>(RowMajor{s.q + (query + i) * s.head_dim, s.head_dim}, b, s.head_dim,
                      s.scores + (query + i) * kBlockTokens, kBlockTokens, false);
   });
@@ -119,6 +106,18 @@ inline const float* block_values(const AttendSpan& s, const std::uint8_t* block,
 template <class T>
 inline const T* block_values(const AttendSpan&, const T* block, std::int64_t) {
   return block;
+}
+
+template <class T>
+inline const T* head_of(const AttendSpan& s, std::int64_t block) {
+  return reinterpret_cast<const T*>(s.head + s.blocks[block] * s.block_bytes);
+}
+
+template <class T>
+[[gnu::always_inline]] inline void ask(const T* data, std::int64_t count) {
+  const auto* bytes = reinterpret_cast<const char*>(data);
+  const std::int64_t size = count * static_cast<std::int64_t>(sizeof(T));
+  for (std::int64_t i = 0; i < size; i += 64) prefetch(bytes + i);
 }
 
 template <class T>
@@ -139,26 +138,23 @@ void attend(const AttendSpan& s) {
       return n < kBlockTokens ? n : std::int64_t{kBlockTokens};
     };
     const auto* keys =
-        block_values(s, reinterpret_cast<const T*>(s.head + s.blocks[block] * s.block_bytes),
-                     begin < s.queries ? seen(s.queries - 1) : 0);
+        block_values(s, head_of<T>(s, block), begin < s.queries ? seen(s.queries - 1) : 0);
     const auto* values = keys + s.head_dim * kBlockTokens;
-    // One pass over the block asks for what comes next: keys for the values, values for the next
-    // block's keys. Blocks lie anywhere, which no hardware prefetcher foresees.
-    std::ptrdiff_t to_values = 0, to_next = 0;
-    if (begin == 0 && s.queries <= kQueryTile && !std::is_same_v<T, std::uint8_t>) {
-      to_values = s.head_dim * kBlockTokens * static_cast<std::ptrdiff_t>(sizeof(T));
-      if (block + 1 < s.end_block) {
-        const std::int64_t step = s.blocks[block + 1] - s.blocks[block];
-        to_next = step * s.block_bytes - to_values;
-      }
+    // Blocks lie anywhere, which no hardware prefetcher foresees: while one part is multiplied, the
+    // next one is on its way. Many queries take long enough without.
+    const bool ahead = s.queries <= kQueryTile;
+    constexpr bool kCodes = std::is_same_v<T, std::uint8_t>;  // read as one part, to be widened
+    if (ahead && !kCodes) ask(values, width * kBlockTokens);
+    score(s, keys, begin, s.queries - begin);
+    if (ahead && block + 1 < s.end_block) {
+      ask(head_of<T>(s, block + 1), (s.head_dim + (kCodes ? width : 0)) * kBlockTokens);
     }
-    score(s, keys, begin, s.queries - begin, to_values);
     for (int query = begin, count; query < s.queries; query += count) {
       const std::int64_t n = seen(query);
       count = 1;
       while (query + count < s.queries && seen(query + count) == n) ++count;
       for (int i = query; i < query + count; ++i) soften(s, i, n, width);
-      add_values(s, values, query, count, n, width, to_next);
+      add_values(s, values, query, count, n, width);
     }
   }
 }

@@ -4,22 +4,9 @@
 #include "base/dtype.h"
 #include "kernels/cpu/launch.h"
 #include "kernels/cpu/math_impl.h"
+#include "kernels/cpu/micro_impl.h"
 
 namespace mmengine::cpu::MM_LEVEL {
-
-inline F8 load_first(const float* p, std::int64_t n) {
-  if (n >= 8) return load(p);
-  float lanes[8] = {};
-  for (std::int64_t i = 0; i < n; ++i) lanes[i] = p[i];
-  return load(lanes);
-}
-
-inline void store_first(float* p, std::int64_t n, F8 a) {
-  if (n >= 8) return store(p, a);
-  float lanes[8];
-  store(lanes, a);
-  for (std::int64_t i = 0; i < n; ++i) p[i] = lanes[i];
-}
 
 void rms_norm(const float* x, const float* gain, float eps, std::int64_t n, float* out) {
   F8 squares[4] = {zero(), zero(), zero(), zero()};
@@ -81,16 +68,19 @@ void exp_all(const float* x, std::int64_t n, float* out) {
   }
 }
 
-std::uint64_t read(const void* data, std::size_t bytes) {
+std::uint64_t read(const void* data, std::size_t bytes, bool pages_in_turn) {
   const float* p = static_cast<const float*>(data);
+  const auto* begin = static_cast<const std::byte*>(data);
+  const Stream stream{begin, begin + bytes, begin};
   constexpr std::size_t kAtOnce = 8;
   Wide sums[kAtOnce];
   for (Wide& s : sums) s = zero_of<Wide>();
   for (std::size_t i = 0; i + kAtOnce * 16 <= bytes / sizeof(float); i += kAtOnce * kWideLanes) {
+    if (pages_in_turn) ask_ahead(stream, p + i, kAtOnce * sizeof(Wide));
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < kAtOnce; ++j) {
       const float* at = p + i + j * kWideLanes;
-      if (j * kWideLanes % 16 == 0) prefetch(at + 1024);
+      if (!pages_in_turn && j * kWideLanes % 16 == 0) prefetch(at + 1024);
       sums[j] = sums[j] + load_of<Wide>(at);
     }
   }

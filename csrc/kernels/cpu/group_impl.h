@@ -3,23 +3,17 @@
 #pragma once
 
 #include "kernels/cpu/launch.h"
+#include "kernels/cpu/math_impl.h"
 #include "kernels/cpu/micro_impl.h"
 
 namespace mmengine::cpu::MM_LEVEL {
-
-inline F8 load_some(const float* p, std::int64_t n) {
-  if (n >= 8) return load(p);
-  float lanes[8] = {};
-  for (std::int64_t i = 0; i < n; ++i) lanes[i] = p[i];
-  return load(lanes);
-}
 
 void round_groups(const float* x, std::int64_t k, const GroupRow& out) {
   for (std::int64_t group = 0; group * kGroup < k; ++group) {
     F8 values[4];
     for (int i = 0; i < 4; ++i) {
       const std::int64_t first = group * kGroup + 8 * i;
-      values[i] = load_some(x + first, k - first);
+      values[i] = load_first(x + first, k - first);
     }
     const float largest = magnitude(values);
     const bool finite = largest == largest, zero_codes = !finite || largest < 0x1p-100f;
@@ -42,11 +36,11 @@ inline void load_codes(const std::uint8_t* four, int column, Bytes* w) {
   } else {
     for (int v = 0; v < kHalf; ++v) {
       const Bytes pair = load_bytes(four + 4 * kWideLanes * v);
-      if (column == 0) w[v] = low_codes(pair);
       if constexpr (kVectors > kHalf) {
+        w[v] = low_codes(pair);
         w[v + kHalf] = high_codes(pair);
       } else {
-        if (column != 0) w[v] = high_codes(pair);
+        w[v] = column == 0 ? low_codes(pair) : high_codes(pair);
       }
     }
   }
@@ -70,9 +64,7 @@ inline void group_rows(const GroupTile& g, int row, int column) {
     for (int v = 0; v < kVectors; ++v) total[r][v] = zero_of<Wide>();
   }
   for (std::int64_t group = 0; group < g.groups; ++group, p += kBytes, codes += kGroup) {
-    if (column == 0) {
-      for (std::int64_t i = 0; i < kBytes; i += 64) prefetch(p + kPrefetchBytes + i);
-    }
+    if (row == 0 && column == 0) ask_ahead(g.stream, p, kBytes);  // later rows find it in cache
     typename D::Sums dots[R][kVectors];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -120,25 +112,14 @@ inline void group_rows(const GroupTile& g, int row, int column) {
 }
 
 // One row, and as many as the registers hold, take all columns at once; else half of them.
-template <WeightFormat kFormat, int R = kGroupRows>
-inline void some_rows(const GroupTile& g, int rows, int row) {
-  if (rows == R) {
-    constexpr int kColumns = R == 1 || kWideLanes == 16 ? 32 : 16;
-    for (int column = 0; column < kBlockRows; column += kColumns) {
-      group_rows<kFormat, R, kColumns>(g, row, column);
-    }
-  } else if constexpr (R > 1) {
-    some_rows<kFormat, R - 1>(g, rows, row);
-  }
-}
-
 template <WeightFormat kFormat>
 inline void all_rows(const GroupTile& g) {
-  for (int row = 0, rows = 0; row < g.rows; row += rows) {
-    const int left = g.rows - row;
-    rows = left <= kGroupRows ? left : left < 2 * kGroupRows ? (left + 1) / 2 : kGroupRows;
-    some_rows<kFormat>(g, rows, row);
-  }
+  even_tiles<kGroupRows>(g.rows, [&](int row, auto rows) {
+    constexpr int kColumns = rows() == 1 || kWideLanes == 16 ? 32 : 16;
+    for (int column = 0; column < kBlockRows; column += kColumns) {
+      group_rows<kFormat, rows(), kColumns>(g, row, column);
+    }
+  });
 }
 
 void group_tile(const GroupTile& g) {

@@ -26,6 +26,11 @@ constexpr std::int64_t kSpanBlocks = 8;
 // once for every few rows is cheaper than a panel as long as they are few.
 constexpr int kStreamRows = 8;
 
+// What a thread reads of packed weights: [begin, end) in one go, and then from `next` on.
+struct Stream {
+  const std::byte *begin, *end, *next;
+};
+
 // Rows of x -> tiles of as many rows as the level multiplies at once, [k, rows of the tile] each
 // and one behind the other; columns [begin, end) of them.
 struct PackTiles {
@@ -43,6 +48,7 @@ struct GemmTile {  // out[rows, 32] = x[rows, k] times one packed block, without
   int rows;  // at most kTaskRows; kStreamRows where they are no tiles
   std::int64_t k;
   const void* block;
+  Stream stream;  // that the block is part of
   WeightFormat format;
   float* panel;  // [kPanelFloats] scratch
   float* out;    // [rows, 32]
@@ -66,6 +72,7 @@ struct GroupTile {  // out[rows, 32] = rows of x times one packed block of int8 
   int rows;
   std::int64_t groups;
   const void* block;
+  Stream stream;  // that the block is part of
   WeightFormat format;
   float* out;  // [rows, 32]
 };
@@ -115,7 +122,8 @@ struct Kernels {
   void (*quantise)(float* x, std::int64_t n, float scale);
   float (*quantise_row)(float* x, std::int64_t n);
   void (*exp)(const float* x, std::int64_t n, float* out);
-  std::uint64_t (*read)(const void* data, std::size_t bytes);  // any function of all bytes
+  // Any function of all bytes; of two orders in which they can be asked for.
+  std::uint64_t (*read)(const void* data, std::size_t bytes, bool pages_in_turn);
   // multiply_flops in each loop, all in registers; any positive function of the results.
   float (*multiply)(std::int64_t loops);
   double multiply_flops;

@@ -1,4 +1,4 @@
-// exp, lane by lane. MM_SIMD names the level.
+// exp, lane by lane, and the ends of rows. MM_SIMD names the level.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,21 @@
 #include MM_SIMD
 
 namespace mmengine::cpu::MM_LEVEL {
+
+// The first n of eight values, zeros behind them; nothing else is read or written.
+inline F8 load_first(const float* p, std::int64_t n) {
+  if (n >= 8) return load(p);
+  float lanes[8] = {};
+  for (std::int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+
+inline void store_first(float* p, std::int64_t n, F8 a) {
+  if (n >= 8) return store(p, a);
+  float lanes[8];
+  store(lanes, a);
+  for (std::int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
 
 // e^x within 2 ulp, infinity above 88.72, subnormal results included, NaN to NaN. x = n ln 2 + r
 // with |r| <= ln 2 / 2; (e^r - 1 - r) / r^2 by interpolation in Chebyshev nodes (error 1e-9).

@@ -12,6 +12,7 @@ using Wide = F8;
 constexpr int kWideLanes = 8;
 constexpr int kTileRows = 6;  // 6 rows x 16 columns of sums fill 12 of 16 registers
 constexpr int kStripColumns = 16;
+constexpr int kStreamTile = 2;  // rows of x for each decoded weight: 8 sums, 8 weights
 
 inline F8 eight(const F8* row, int i) { return row[i]; }
 

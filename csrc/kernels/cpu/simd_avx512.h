@@ -50,6 +50,7 @@ using Wide = F16;
 constexpr int kWideLanes = 16;
 constexpr int kTileRows = 12;  // 12 rows x 32 columns of sums fill 24 of 32 registers
 constexpr int kStripColumns = 32;
+constexpr int kStreamTile = 8;  // rows of x for each decoded weight: 16 sums, 4 weights
 
 template <class V>
 inline V zero_of() {

@@ -94,6 +94,7 @@ inline F8 scale_by_power(F8 a, F8 t) {
 using Wide = F8;
 constexpr int kWideLanes = 8;
 constexpr int kTileRows = 6;
+constexpr int kStreamTile = 2;
 constexpr int kStripColumns = 16;
 
 inline F8 eight(const F8* row, int i) { return row[i]; }
@@ -140,7 +141,8 @@ inline void widen(const std::uint8_t* codes, std::int64_t n, float* out) {
   for (std::int64_t i = 0; i < n; ++i) out[i] = e4m3_to_f32(codes[i]) * 0x1p-8f;
 }
 
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
+[[gnu::always_inline]] inline void prefetch(const void* p) { __builtin_prefetch(p); }
+[[gnu::always_inline]] inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 inline float square_root(float x) { return std::sqrt(x); }
 
