@@ -249,33 +249,18 @@ void CpuBackend::gemm(TensorView x, const Weight& weight, TensorView out, Carver
            epilogue);
 }
 
-namespace {
-
-float row_scale(const Weight& weight, const float* x_scale, std::int64_t row) {
-  return weight.quant == InputQuant::per_token ? x_scale[row] : 1.0f;
+void CpuBackend::linear(TensorView x, const float* x_scale, const Weight& weight, TensorView out,
+                        bool add, Carver& carver) {
+  const bool own = weight.quant == InputQuant::per_token;
+  gemm(x, weight, out, carver,
+       [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
+         const std::int64_t column = block * kBlockRows;
+         kernels_.put_tile({tile, weight.scales != nullptr ? weight.scales + column : nullptr,
+                            own ? x_scale + first : nullptr, rows,
+                            std::min(kBlockRows, weight.spec.n - column),
+                            row_of(out, first) + column, out.row_stride, add});
+       });
 }
-
-// What most stages do with a tile: for every element inside the matrix, fn(row, column, sum).
-template <class Fn>
-void each_sum(const Weight& weight, const float* x_scale, std::int64_t block, std::int64_t first,
-              int rows, const float* tile, Fn&& fn) {
-  const std::int64_t column = block * kBlockRows;
-  const std::int64_t columns = std::min(kBlockRows, weight.spec.n - column);
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const float* sums = tile + r * kBlockRows;
-    if (weight.scales == nullptr) {
-      for (std::int64_t j = 0; j < columns; ++j) fn(first + r, column + j, sums[j]);
-    } else {
-      const float* scales = weight.scales + column;
-      const float own = row_scale(weight, x_scale, first + r);
-      for (std::int64_t j = 0; j < columns; ++j) {
-        fn(first + r, column + j, sums[j] * (own * scales[j]));
-      }
-    }
-  }
-}
-
-}  // namespace
 
 void CpuBackend::do_norm_qkv_rope_store(const NormQkvRopeStoreParams& p) {
   Carver carver(scratch_);
@@ -283,11 +268,7 @@ void CpuBackend::do_norm_qkv_rope_store(const NormQkvRopeStoreParams& p) {
   const TensorView qkv = carver.matrix(p.step.rows, p.qkv_proj.spec.n);
   float* scale = carver.floats(p.step.rows);
   norm_rows(p.residual, nullptr, p.norm, p.qkv_proj, normed, scale);
-  gemm(normed, p.qkv_proj, qkv, carver,
-       [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
-         each_sum(p.qkv_proj, scale, block, first, rows, tile,
-                  [&](std::int64_t r, std::int64_t n, float sum) { row_of(qkv, r)[n] = sum; });
-       });
+  linear(normed, scale, p.qkv_proj, qkv, false, carver);
   constexpr std::int64_t kRows = 4;
   const std::int64_t count = p.step.rows;
   pool_.parallel_for((count + kRows - 1) / kRows, [&](std::int64_t begin, std::int64_t end, int) {
@@ -305,12 +286,7 @@ void CpuBackend::do_attention(const AttentionParams& p) {
 
 void CpuBackend::do_linear_residual(const LinearResidualParams& p) {
   Carver carver(scratch_);
-  gemm(p.x, p.weight, p.residual, carver,
-       [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
-         each_sum(
-             p.weight, p.x_scale, block, first, rows, tile,
-             [&](std::int64_t r, std::int64_t n, float sum) { row_of(p.residual, r)[n] += sum; });
-       });
+  linear(p.x, p.x_scale, p.weight, p.residual, true, carver);
 }
 
 void CpuBackend::do_norm_gate_up_silu(const NormGateUpSiluParams& p) {
@@ -346,11 +322,7 @@ void CpuBackend::do_logits(const LogitsParams& p) {
   const TensorView normed = carver.matrix(p.step.logits_rows, p.lm_head.spec.k);
   float* scale = carver.floats(p.step.logits_rows);
   norm_rows(p.residual, p.step.logits_row, p.norm, p.lm_head, normed, scale);
-  gemm(normed, p.lm_head, p.out, carver,
-       [&](std::int64_t block, std::int64_t first, int rows, const float* tile) {
-         each_sum(p.lm_head, scale, block, first, rows, tile,
-                  [&](std::int64_t r, std::int64_t n, float sum) { row_of(p.out, r)[n] = sum; });
-       });
+  linear(normed, scale, p.lm_head, p.out, false, carver);
 }
 
 void CpuBackend::do_sample(const SampleParams& p) {

@@ -62,6 +62,10 @@ class CpuBackend final : public Backend {
   void gemm(TensorView x, const Weight& weight, TensorView out, Carver& carver,
             Epilogue&& epilogue);
 
+  // out (+)= x times the weight with all its scales; x_scale[row] where each row of x has its own.
+  void linear(TensorView x, const float* x_scale, const Weight& weight, TensorView out, bool add,
+              Carver& carver);
+
   const cpu::Kernels& kernels_;
   ThreadPool pool_;
   WeightOrder order_;

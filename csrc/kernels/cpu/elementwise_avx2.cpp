@@ -22,6 +22,7 @@ const Kernels kAvx2Kernels = {
     .gemm_tile = avx2::gemm_tile,
     .round_groups = avx2::round_groups,
     .group_tile = avx2::group_tile,
+    .put_tile = avx2::put_tile,
     .attend_span = avx2::attend_span,
     .merge = avx2::merge,
     .rms_norm = avx2::rms_norm,

@@ -22,6 +22,7 @@ const Kernels kAvx512Kernels = {
     .gemm_tile = avx512::gemm_tile,
     .round_groups = avx512::round_groups,
     .group_tile = avx512::group_tile,
+    .put_tile = avx512::put_tile,
     .attend_span = avx512::attend_span,
     .merge = avx512::merge,
     .rms_norm = avx512::rms_norm,

@@ -40,6 +40,19 @@ void silu_mul(const float* tile, const float* scales, std::int64_t n, float* out
   }
 }
 
+void put_tile(const TileOut& t) {
+  for (int r = 0; r < t.rows; ++r) {
+    const F8 own = splat(t.row_scales != nullptr ? t.row_scales[r] : 1.0f);
+    float* out = t.out + r * t.stride;
+    for (std::int64_t i = 0; i < t.columns; i += 8) {
+      F8 v = load(t.tile + r * kBlockRows + i);
+      if (t.scales != nullptr) v = v * (own * load(t.scales + i));
+      if (t.add) v = load_first(out + i, t.columns - i) + v;
+      store_first(out + i, t.columns - i, v);
+    }
+  }
+}
+
 inline F8 code(F8 v) {  // NaN stays NaN
   return round_to_e4m3(min(splat(kMaxE4m3), max(splat(-kMaxE4m3), v)));
 }

@@ -22,6 +22,7 @@ const Kernels kScalarKernels = {
     .gemm_tile = scalar::gemm_tile,
     .round_groups = scalar::round_groups,
     .group_tile = scalar::group_tile,
+    .put_tile = scalar::put_tile,
     .attend_span = scalar::attend_span,
     .merge = scalar::merge,
     .rms_norm = scalar::rms_norm,

@@ -77,6 +77,17 @@ struct GroupTile {  // out[rows, 32] = rows of x times one packed block of int8 
   float* out;  // [rows, 32]
 };
 
+struct TileOut {            // out (+)= tile * (row_scales[row] * scales[column])
+  const float* tile;        // [rows, 32]
+  const float* scales;      // [columns] or null: no scales at all
+  const float* row_scales;  // [rows] or null: ones
+  int rows;
+  std::int64_t columns;  // at most 32
+  float* out;            // rows `stride` apart
+  std::int64_t stride;
+  bool add;
+};
+
 struct SoftmaxState {  // of `queries` queries
   float* highest;      // [queries]
   float* sum;          // [queries] of exp(score - highest)
@@ -109,6 +120,7 @@ struct Kernels {
   void (*gemm_tile)(const GemmTile&);
   void (*round_groups)(const float* x, std::int64_t k, const GroupRow& out);
   void (*group_tile)(const GroupTile&);
+  void (*put_tile)(const TileOut&);
   void (*attend_span)(const AttendSpan&);
   // into = into and then part, in this order of positions
   void (*merge)(const SoftmaxState& into, const SoftmaxState& part, int queries,
