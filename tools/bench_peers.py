@@ -148,8 +148,12 @@ def show(
     console.print(
         f"Medians of {args.rounds} runs of each, in turns: a prompt of {PROMPT_TOKENS} tokens, "
         f"then {GEN_TOKENS} one by one; spread is (fastest - slowest) / median; others is the most "
-        f"that other programs used of the processors in any run; perplexity over "
+        f"that other programs and the host used of the processors in any run; perplexity over "
         f"{text_tokens - 1} tokens."
+    )
+    console.print(
+        f"stolen: the host took at most {100 * table.most_stolen(runs):.1f}% of the time of all "
+        f"processors away in any run"
     )
     for ratio in table.ratios(runs):
         console.print(

@@ -7,7 +7,8 @@ percent_of_limit is the least time that the same machine could need (roofline.py
 one. A decode step must read the weights once and the KV cache of every sequence: that, by its time,
 is gbytes_per_s. A whole run is what a batch of requests takes from the first prompt to the last
 token; the share of scheduling is that of the engine's steps in all runs of a batch. The second turn
-of a conversation sends its history again, most of which the KV cache still has.
+of a conversation sends its history again, most of which the KV cache still has. What the host of a
+virtual machine stole is counted over all of it, the machine's limits included.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 from mmengine.bench_result import Bench, Row, Scheduling, SecondTurn, WholeRun
 from mmengine.errors import EngineDeadError, UsageError
+from mmengine.processor_time import ProcessorTime, read_processor_time
 from mmengine.roofline import Machine, Work, decode_work, prefill_work
 from mmengine.sampling import SamplingParams
 
@@ -72,6 +74,7 @@ def run_bench(
             f"--prompt-tokens: prompt and answer need {needed} tokens, expected at most the "
             f"context of {engine.max_context}"
         )
+    began = read_processor_time()
     on_run("limits of the machine")
     machine, plan = Machine.measured(engine), engine.plan()
     prompts = _Prompts(engine.vocab_size)
@@ -109,15 +112,20 @@ def run_bench(
         limit = 100 * machine.seconds(work) / step
         row = Row("decode", *shape, *rates, work.bytes / step / 1e9, limit)
         add(row, [rest for _, rest in times], work)
+    whole_runs = [
+        _whole_run(engine, batch, prompts, repeat, on_run) for batch in batches if batch > 1
+    ]
+    second_turn = _second_turn(engine, prompts, repeat, on_run)
     return Bench(
         rows,
         spreads,
         [machine.bound(work) for work in works],
         works,
-        [_whole_run(engine, batch, prompts, repeat, on_run) for batch in batches if batch > 1],
+        whole_runs,
         [spent[batch].of(batch) for batch in spent],
-        _second_turn(engine, prompts, repeat, on_run),
+        second_turn,
         machine,
+        _stolen_percent(began, read_processor_time()),
     )
 
 
@@ -244,6 +252,10 @@ def _check_count(got: int, expected: int) -> None:
 
 def _params(max_tokens: int) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+
+
+def _stolen_percent(began: ProcessorTime | None, ended: ProcessorTime | None) -> float | None:
+    return None if began is None or ended is None else ended.stolen_percent_since(began)
 
 
 def _spread(seconds: list[float]) -> float | None:

@@ -67,7 +67,8 @@ class SecondTurn:
 class Bench:
     """All rows; of row i, spreads[i] is (slowest - fastest) / median, or None of a single run,
     bounds[i] which limit it has, "memory" or "multiply", and works[i] what was to be done.
-    second_turn is None where the context is too short for one."""
+    second_turn is None where the context is too short for one. stolen_percent is the share of the
+    time of all processors that the host took away meanwhile, None where that is not told."""
 
     rows: list[Row]
     spreads: list[float | None]
@@ -77,6 +78,7 @@ class Bench:
     scheduling: list[Scheduling]
     second_turn: SecondTurn | None
     machine: Machine
+    stolen_percent: float | None
 
     def seconds(self, row: Row) -> float:
         """What the row's work took: the prefill of all its prompts, or one step."""
@@ -95,4 +97,5 @@ class Bench:
             "scheduling": [asdict(part) for part in self.scheduling],
             "second_turn": None if self.second_turn is None else asdict(self.second_turn),
             "machine": asdict(self.machine),
+            "stolen_percent": self.stolen_percent,
         }

@@ -114,6 +114,10 @@ def _print_bench(console: Console, result: Bench, engine: Engine) -> None:
             f"second turn: first token after {turn.second_seconds:.3f} s, {turn.percent:.1f}% of "
             f"the first turn's {turn.first_seconds:.3f} s with {turn.history_tokens} tokens"
         )
+    if result.stolen_percent is not None:
+        console.print(
+            f"stolen: the host took {result.stolen_percent:.1f}% of the time of all processors away"
+        )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from fake_engine import FakeEngine
 from mmengine import bench, cli
 from mmengine.errors import EngineDeadError, UsageError
+from mmengine.processor_time import ProcessorTime, read_processor_time
 from mmengine.roofline import Machine
 
 PREFILL_S, STEP_S = 0.5, 0.25
@@ -135,12 +137,17 @@ def test_command(capsys, monkeypatch, tmp_path):
             return super().generate(prompts, params)
 
     monkeypatch.setattr(bench.time, "perf_counter", lambda: float(next(clock)))
+    times = itertools.count(7, 5)  # 5 s were stolen of 400
+    monkeypatch.setattr(
+        bench, "read_processor_time", lambda: ProcessorTime(80.0 * (s := next(times)), 0.0, s)
+    )
 
     assert cli.main([*argv, "--json"], engine_factory=Slow) == 0
     result = json.loads(capsys.readouterr().out)
     assert FakeEngine.opened == [("smollm2", {"max_batch": 2, "threads": 3})]
     keys = {"device", "model", "weight_dtype", "threads", "results", "whole_runs"}
-    assert set(result) == keys | {"scheduling", "second_turn", "machine"}
+    assert set(result) == keys | {"scheduling", "second_turn", "machine", "stolen_percent"}
+    assert result["stolen_percent"] == 1.25
     assert result["machine"] == {
         "read_bytes_per_s": 1e9,
         "flops_per_s": 2e9,
@@ -186,6 +193,48 @@ def test_command(capsys, monkeypatch, tmp_path):
     assert "scheduling: 20.00% (2000 us a step) at batch 1, 20.00% (2000 us a step) at" in text
     turn = "first token after 1.000 s, 100.0% of the first turn's 1.000 s with 2000 tokens"
     assert f"second turn: {turn}" in text
+    assert text.endswith("stolen: the host took 1.2% of the time of all processors away")
+
+
+def test_nothing_is_told_of_a_host_that_is_not_known(engine, monkeypatch, capsys):
+    """No such file, or no time that was counted."""
+    argv = ["bench", "--prompt-tokens", "8", "--gen-tokens", "4", "--batch", "1", "--repeat", "1"]
+    for time in (None, ProcessorTime(80.0, 0.0, 5.0)):
+        monkeypatch.setattr(bench, "read_processor_time", lambda time=time: time)
+        assert cli.main(argv, engine_factory=lambda *_, **__: engine) == 0
+        assert "stolen" not in capsys.readouterr().out
+        assert cli.main([*argv, "--json"], engine_factory=lambda *_, **__: engine) == 0
+        assert json.loads(capsys.readouterr().out)["stolen_percent"] is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "cpu  1 2 3 4 5 6 7\n",
+        "cpu0 1 2 3 4 5 6 7 8 9 10\n",
+        "cpu  1 2 3 4 5 6 7 x 9 10\n",
+        "cpu  1 2 3 4 5 6 7 \u0668\n",
+    ],
+)
+def test_a_machine_that_does_not_count_stolen_time(tmp_path, text):
+    stat = tmp_path / "stat"
+    if text is not None:
+        stat.write_text(text, "utf-8")
+    assert read_processor_time(stat) is None
+
+
+def test_processor_time_is_of_all_processors_guests_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", {"SC_CLK_TCK": 100}.__getitem__)
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 200 300 4000 500 60 70 770 90 80\ncpu0 1 2\n")
+    before = read_processor_time(stat)
+    assert before == ProcessorTime(60.0, 45.0, 7.7)
+    assert before.busy_s == 15.0
+    assert ProcessorTime(80.0, 50.0, 8.7).stolen_percent_since(before) == pytest.approx(5.0)
+    assert ProcessorTime(80.0, 50.0, 7.6).stolen_percent_since(before) == 0.0
+    assert before.stolen_percent_since(before) is None
 
 
 def test_second_turn(engine, monkeypatch):

@@ -11,10 +11,11 @@ import pytest
 from peers import process as processes
 from peers import table
 from peers.formats import NAMES
-from peers.process import Process, Run
+from peers.process import Clocks, Process, Run
 from peers.worker import mean_nll
 
 from mmengine.perplexity import negative_log_likelihood
+from mmengine.processor_time import ProcessorTime
 
 WORKER = """
 import sys, threading, time
@@ -81,7 +82,7 @@ def test_runs_while_all_others_sleep(start, monkeypatch):
     everyone = [start(), start()]
     run = processes.measure(everyone[0], everyone, [1] * 50, 8)
     assert (run.prefill, run.decode) == (200.0, 32.0)
-    assert 0 <= run.others <= 1
+    assert 0 <= run.stolen <= run.others + 0.01 <= 1.01
 
 
 def test_an_engine_that_spins_unasked_is_an_error(start, monkeypatch):
@@ -109,8 +110,24 @@ def test_programs_of_others_are_seen(start):
     fake = start()
     before = processes.clocks([fake])
     subprocess.run([sys.executable, "-c", "for _ in range(10**7): pass"], check=True)
-    total, others = (b - a for a, b in zip(before, processes.clocks([fake]), strict=True))
-    assert 0.05 < others <= total + 0.1
+    after = processes.clocks([fake])
+    total_s = after.machine.total_s - before.machine.total_s
+    assert 0.05 < processes.share_of_others(before, after) * total_s <= total_s + 0.1
+
+
+def test_what_the_host_stole_counts_as_others():
+    """Of 10 s of two processors: 6 of our own, 3 stolen, 1 of another program, 10 idle."""
+    before = Clocks(ProcessorTime(100, 50, 7), 30)
+    after = Clocks(ProcessorTime(120, 60, 10), 36)
+    assert processes.share_of_others(before, after) == pytest.approx(0.2)
+    assert processes.share_of_host(before, after) == pytest.approx(0.15)
+    assert processes.share_of_others(before, before) == processes.share_of_host(before, before) == 0
+
+
+def test_a_machine_that_does_not_tell_is_an_error(monkeypatch):
+    monkeypatch.setattr(processes, "read_processor_time", lambda: None)
+    with pytest.raises(SystemExit, match="/proc/stat: expected a first line with steal"):
+        processes.clocks([])
 
 
 def test_quality_is_that_of_perplexity():
@@ -122,7 +139,8 @@ def test_quality_is_that_of_perplexity():
 
 
 def runs(prefill, decode):
-    return [Run(p, d, 0.01 * i) for i, (p, d) in enumerate(zip(prefill, decode, strict=True))]
+    pairs = zip(prefill, decode, strict=True)
+    return [Run(p, d, 0.01 * i, 0.005 * i) for i, (p, d) in enumerate(pairs)]
 
 
 def test_rows_are_medians():
@@ -130,6 +148,14 @@ def test_rows_are_medians():
     assert (row.prefill, row.decode) == (20, 2)
     assert (row.prefill_spread, row.decode_spread) == (1.0, 1.5)
     assert (row.perplexity, row.others, row.about) == (18.5, 0.02, "about")
+
+
+def test_the_footer_tells_what_the_host_took(capsys):
+    measured = {"mmengine-fp8": runs([1], [1]), "mmengine-int4": runs([1, 1, 1], [1, 1, 1])}
+    rows = [table.row(name, each, 20.0, "about") for name, each in measured.items()]
+    bench_peers.show(rows, measured, 712, bench_peers.parse([]))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "stolen: the host took at most 1.0% of the time of all processors away in any" in text
 
 
 def test_ratios_are_of_rounds():

@@ -19,7 +19,7 @@ def bench_of(*points):
     rows = [Row(p, 100, 8, batch, rate, 1.0, None, 50.0) for p, batch, rate, _ in points]
     works = [work for *_, work in points]
     count = len(rows)
-    return Bench(rows, [None] * count, ["memory"] * count, works, [], [], None, MACHINE)
+    return Bench(rows, [None] * count, ["memory"] * count, works, [], [], None, MACHINE, None)
 
 
 RESULT = bench_of(

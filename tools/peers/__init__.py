@@ -1,5 +1,6 @@
 """The engines that tools/bench_peers.py compares, each in a process of its own: one file for each.
 
 `worker` is the side of such a process, `process` the side that asks it; `formats` makes the files
-of the peers, `table` the result. Only `ours` imports mmengine, the peers need build/peers-venv.
+of the peers, `table` the result. The peers' own files import nothing of mmengine and need
+build/peers-venv; `worker` runs in both environments.
 """

@@ -1,7 +1,8 @@
 """The side that asks: processes of engines, and runs that nobody disturbs.
 
 A run is made when all other engines sleep and other programs leave the processors alone, and made
-again where they did not; what is left of them is told. Times of processors come from /proc (Linux).
+again where they did not; what is left of them is told. So is what the host of a virtual machine
+stole, which counts as theirs. Times of processors come from /proc (Linux).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmengine.processor_time import ProcessorTime, read_processor_time
+
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 QUIET = 0.05  # share of the processors that others may use
 LOOK_S = 0.3
@@ -28,11 +31,12 @@ MAX_ASLEEP = 0.02  # of one processor, used by an engine that is not asked
 @dataclass(frozen=True, slots=True)
 class Run:
     """Tokens per second of a prompt and of the steps after it; the share of the processors that
-    programs other than the engines took meanwhile."""
+    programs other than the engines took meanwhile, and the part of it that the host stole."""
 
     prefill: float
     decode: float
     others: float
+    stolen: float
 
 
 class Process:
@@ -105,7 +109,7 @@ def measure(process: Process, everyone: Sequence[Process], prompt: list[int], ge
             if each is not process and awake > MAX_ASLEEP:
                 raise SystemExit(f"{each.name}: used {100 * awake:.0f} % of a processor unasked")
         rates = len(prompt) / answer["prefill_s"], gen / answer["decode_s"]
-        runs.append(Run(*rates, share_of_others(before, after)))
+        runs.append(Run(*rates, share_of_others(before, after), share_of_host(before, after)))
         spent += seconds
     return min(runs, key=lambda run: run.others)
 
@@ -121,16 +125,29 @@ def wait_until_quiet(everyone: Sequence[Process]) -> None:
             return
 
 
-def clocks(everyone: Sequence[Process]) -> tuple[float, float]:
-    """Seconds of all processors so far, and those of programs other than the engines."""
-    with open("/proc/stat", encoding="ascii") as stat:
-        ticks = [int(word) for word in stat.readline().split()[1:9]]  # guests are in user
-    idle = ticks[3] + ticks[4]
-    busy = (sum(ticks) - idle) / TICKS_PER_S
-    own = sum(each.cpu_seconds() for each in everyone) + time.process_time()
-    return sum(ticks) / TICKS_PER_S, busy - own
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """Seconds of all processors so far, and those of the engines and of this program."""
+
+    machine: ProcessorTime
+    own_s: float
 
 
-def share_of_others(before: tuple[float, float], after: tuple[float, float]) -> float:
-    """The share of the processors between two `clocks`."""
-    return max(0.0, after[1] - before[1]) / max(after[0] - before[0], 1 / TICKS_PER_S)
+def clocks(everyone: Sequence[Process]) -> Clocks:
+    """Now. Raises SystemExit where the machine does not tell."""
+    machine = read_processor_time()
+    if machine is None:
+        raise SystemExit("/proc/stat: expected a first line with steal (Linux)")
+    return Clocks(machine, sum(each.cpu_seconds() for each in everyone) + time.process_time())
+
+
+def share_of_others(before: Clocks, after: Clocks) -> float:
+    """The share of the processors that neither slept nor worked for us between two `clocks`."""
+    busy_s = after.machine.busy_s - before.machine.busy_s
+    total_s = max(after.machine.total_s - before.machine.total_s, 1 / TICKS_PER_S)
+    return max(0.0, busy_s - (after.own_s - before.own_s)) / total_s
+
+
+def share_of_host(before: Clocks, after: Clocks) -> float:
+    """The share of the processors that the host stole between two `clocks`."""
+    return (after.machine.stolen_percent_since(before.machine) or 0.0) / 100

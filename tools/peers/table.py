@@ -23,7 +23,7 @@ class Row:
     decode: float
     decode_spread: float
     perplexity: float
-    others: float  # most of any run
+    others: float  # most of any run, the host's part included
     about: str
 
 
@@ -75,6 +75,11 @@ def row(name: str, runs: Sequence[Run], perplexity: float, about: str) -> Row:
         max(run.others for run in runs),
         about,
     )
+
+
+def most_stolen(runs: Mapping[str, Sequence[Run]]) -> float:
+    """The largest share of the processors that the host stole in a run of any engine."""
+    return max(run.stolen for each in runs.values() for run in each)
 
 
 def ratios(runs: Mapping[str, Sequence[Run]]) -> list[Ratio]:
