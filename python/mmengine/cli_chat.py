@@ -28,6 +28,7 @@ from mmengine.errors import Error, OutputError, OverloadedError, RequestError, U
 from mmengine.messages import quoted
 from mmengine.outputs import assistant_message
 from mmengine.settings import xdg_home
+from mmengine.synthetic import refuse_text
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
@@ -53,6 +54,7 @@ def run(
     args: argparse.Namespace, open_engine: OpenEngine, output: Output, guard: SignalGuard
 ) -> None:
     """Runs the verb until the input ends or /exit."""
+    refuse_text(args.model, "chat")
     sampling_params(args, args.seed)
     system = None if args.system is None else checked_text(args.system, "--system")
     with open_engine(args) as engine:

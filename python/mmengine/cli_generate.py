@@ -18,6 +18,7 @@ from mmengine.cli_options import check_positional, sampling_params
 from mmengine.cli_output import Output, checked_text, note, read_text
 from mmengine.errors import RequestError, UsageError
 from mmengine.messages import quoted
+from mmengine.synthetic import refuse_text
 
 if TYPE_CHECKING:
     from mmengine.cli_engine import OpenEngine
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace, open_engine: OpenEngine, output: Output) -> No
         raise UsageError("--logprobs: is printed with --json only; add --json")
     params = sampling_params(args, args.seed)
     prompts, places = _read_prompts(args)
+    _refuse_text(args, prompts, places)
     with open_engine(args) as engine:
         if args.reasoning_effort is not None:
             check_effort(engine, args.reasoning_effort, "--reasoning-effort")
@@ -47,6 +49,16 @@ def run(args: argparse.Namespace, open_engine: OpenEngine, output: Output) -> No
                 _batch(engine, ready, params, args, output)
             except RequestError as error:
                 raise _at_line(error, places) from error
+
+
+def _refuse_text(args: argparse.Namespace, prompts: list[Prompt], places: list[str]) -> None:
+    """UsageError where a synthetic model would need a tokenizer, before its weights are made."""
+    for prompt, place in zip(prompts, places, strict=True):
+        if isinstance(prompt, str) or isinstance(prompt[0], dict):
+            refuse_text(args.model, place)
+    for name in ("stop", "json_schema", "regex", "grammar", "reasoning_effort"):
+        if getattr(args, name) not in (None, []):
+            refuse_text(args.model, f"--{name.replace('_', '-')}")
 
 
 def _stream(

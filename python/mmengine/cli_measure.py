@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mmengine.cli_output import Output, read_text
 from mmengine.errors import UsageError
+from mmengine.synthetic import refuse_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +24,7 @@ def run_perplexity(args: argparse.Namespace, open_engine: OpenEngine, output: Ou
     """Runs the verb; the text is read before the model is opened."""
     from mmengine.perplexity import measure_perplexity
 
+    refuse_text(args.model, "--text")
     text = read_text(args.text, "--text")
     with open_engine(args) as engine:
         if engine.tokenizer is None:

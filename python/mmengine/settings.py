@@ -91,8 +91,8 @@ MODEL = Setting(
     "model",
     str,
     "directory, GGUF file, hub repository, smollm2 (the default, a small demo) or "
-    "synthetic:NAME[,layers=N], random weights for measurements: of mistral-medium-3.5, "
-    "llama-3.2-1b or the shapes in a params.json",
+    "synthetic:NAME[,layers=N], random weights without a tokenizer, for measurements: of "
+    "mistral-medium-3.5, llama-3.2-1b or the shapes in a params.json",
 )
 
 # Options of the Engine; the names are those of its arguments.

@@ -22,3 +22,16 @@ def refuse_synthetic(model: str | os.PathLike[str], purpose: str) -> None:
             f"model {quoted(os.fspath(model))}: is made up at load, there are no files {purpose}",
             where="model",
         )
+
+
+def refuse_text(model: str | os.PathLike[str], where: str) -> None:
+    """UsageError if `model` is one: no tokenizer reads the text that `where` gives or would give.
+
+    For those who can tell before the weights are made.
+    """
+    if is_synthetic(model):
+        raise UsageError(
+            f"{where}: model {quoted(os.fspath(model))} has no tokenizer, expected token ids, got "
+            "text; give lists of ids with mm-run generate --prompts FILE.jsonl",
+            where=where,
+        )

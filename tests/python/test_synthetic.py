@@ -118,9 +118,6 @@ def test_medium_3_5_is_planned_as_the_real_one(capsys: pytest.CaptureFixture[str
         (["convert", "MODEL", "there"], "there are no files to convert"),
         (["verify", "-m", "MODEL"], "there are no files to verify"),
         (["fetch", "MODEL"], "there are no files to fetch"),
-        (["generate", "-m", "MODEL", "-p", "hello"], "has no tokenizer"),
-        (["chat", "-m", "MODEL"], "has no chat format"),
-        (["perplexity", "-m", "MODEL", "--text", "text"], "has no tokenizer"),
     ],
 )
 def test_verbs_without_a_use(
@@ -132,11 +129,50 @@ def test_verbs_without_a_use(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "text").write_text("hello")
     code, out, err = run(capsys, *[model if word == "MODEL" else word for word in argv])
     assert (code, out) == (64, "")
     assert words in err
     assert err.startswith("mm-run: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "where"),
+    [
+        (["generate", "-p", "hello"], "-p"),
+        (["generate", "--raw", "--prompts", "texts.jsonl"], '--prompts: "texts.jsonl" line 2'),
+        (["generate", "--prompts", "chats.jsonl"], '--prompts: "chats.jsonl" line 1'),
+        (["generate", "--prompts", "ids.jsonl", "--stop", "x"], "--stop"),
+        (["generate", "--prompts", "ids.jsonl", "--regex", "x"], "--regex"),
+        (["generate", "--prompts", "ids.jsonl", "--json-schema", "schema"], "--json-schema"),
+        (["generate", "--prompts", "ids.jsonl", "--grammar", "schema"], "--grammar"),
+        (
+            ["generate", "--prompts", "ids.jsonl", "--reasoning-effort", "high"],
+            "--reasoning-effort",
+        ),
+        (["chat"], "chat"),
+        (["perplexity", "--text", "not-there"], "--text"),
+    ],
+)
+def test_text_is_refused_before_weights_are_made(
+    argv: list[str],
+    where: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of a model that no machine could make up."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ids.jsonl").write_text("[1]\n")
+    (tmp_path / "texts.jsonl").write_text('[1]\n"hello"\n')
+    (tmp_path / "chats.jsonl").write_text('{"messages": [{"role": "user", "content": "x"}]}\n')
+    (tmp_path / "schema").write_text("{}")
+    verb, *rest = argv
+    code, out, err = run(capsys, verb, "-m", "synthetic:mistral-medium-3.5,layers=1024", *rest)
+    assert (code, out) == (64, "")
+    model = 'model "synthetic:mistral-medium-3.5,layers=1024"'
+    expected = f"{where}: {model} has no tokenizer, expected token ids, got text; give lists of ids"
+    assert " ".join(err.split()).startswith(f"mm-run: {expected}")
     assert err.count("\n") == 1
 
 
