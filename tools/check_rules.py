@@ -108,6 +108,7 @@ TESTS_OF_SOMETHING_ELSE = {
     "tests/python/test_gguf.py": "gguf_reader and convert_gguf together",
     "tests/python/test_grammar_limits.py": "structured: what is refused, and how quickly",
     "tests/python/test_grammar_schemas.py": "structured: random schemas against jsonschema",
+    "tests/python/test_llama3_rope.py": "Llama 3's scaling in inspect, verify and convert",
     "tests/runtime/test_mutants.py": "the rules of the simulation, each broken on purpose",
     "tests/runtime/test_protocol.py": "scheduler, cache and a fake model together",
     "tests/support/test_tiny.py": "tools/tiny: what tiny checkpoints hold",

@@ -112,25 +112,29 @@ def transformers_logits(options: dict[str, Any], ids: Array, dtype: str = "float
     """Logits [sequences, tokens, vocab] by transformers, eager attention, of the HF twin of
     TinyModel(**options); `dtype` is that of weights and activations. BF16 logits come as float32.
     ValueError if a tensor of the files is not used, or one of the model not found."""
+    with tempfile.TemporaryDirectory() as directory:
+        make_tiny_model(directory, **{**options, "layout": "hf"})
+        return directory_logits(Path(directory), ids, dtype, options.get("architecture", "llama"))
+
+
+def directory_logits(directory: Path, ids: Array, dtype: str, architecture: str) -> Array:
+    """The same of an HF directory that is there."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    mistral3 = options.get("architecture") == "mistral3"
-    kind = AutoModelForImageTextToText if mistral3 else AutoModelForCausalLM
-    with tempfile.TemporaryDirectory() as directory:
-        make_tiny_model(directory, **{**options, "layout": "hf"})
-        loaded, report = kind.from_pretrained(
-            directory,
-            dtype=getattr(torch, dtype),
-            attn_implementation="eager",
-            output_loading_info=True,
-        )
-        if wrong := {what: names for what, names in report.items() if names}:
-            raise ValueError(f"transformers and the files differ: {wrong}")
-        with torch.inference_mode():
-            out = loaded(torch.from_numpy(ids), use_cache=False).logits
-        result: Array = (out.float() if out.dtype == torch.bfloat16 else out).numpy()
-        return result
+    kind = AutoModelForImageTextToText if architecture == "mistral3" else AutoModelForCausalLM
+    loaded, report = kind.from_pretrained(
+        directory,
+        dtype=getattr(torch, dtype),
+        attn_implementation="eager",
+        output_loading_info=True,
+    )
+    if wrong := {what: names for what, names in report.items() if names}:
+        raise ValueError(f"transformers and the files differ: {wrong}")
+    with torch.inference_mode():
+        out = loaded(torch.from_numpy(ids), use_cache=False).logits
+    result: Array = (out.float() if out.dtype == torch.bfloat16 else out).numpy()
+    return result
 
 
 def weights_digest(model: TinyModel) -> str:

@@ -73,6 +73,7 @@ Census census(const std::string& directory, const std::string& weight_dtype, boo
   out.num_kv_heads = config.num_kv_heads;
   out.head_dim = config.head_dim;
   out.max_context = config.max_context;
+  out.rope_type = rope_type_name(config.rope.type);
   out.rope_theta = config.rope.theta;
   out.rope_factor = config.rope.factor;
   out.rope_original_context = config.rope.original_context;

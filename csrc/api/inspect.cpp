@@ -102,6 +102,7 @@ ModelInfo describe(const ModelConfig& config, const Checkpoint& checkpoint,
   info.num_kv_heads = config.num_kv_heads;
   info.head_dim = config.head_dim;
   info.max_context = config.max_context;
+  info.rope_type = rope_type_name(config.rope.type);
   info.rope_theta = config.rope.theta;
   info.rope_factor = config.rope.factor;
   info.rope_original_context = config.rope.original_context;
@@ -109,6 +110,8 @@ ModelInfo describe(const ModelConfig& config, const Checkpoint& checkpoint,
   info.rope_beta_fast = config.rope.beta_fast;
   info.rope_beta_slow = config.rope.beta_slow;
   info.rope_truncate = config.rope.truncate;
+  info.rope_low_freq_factor = config.rope.low_freq_factor;
+  info.rope_high_freq_factor = config.rope.high_freq_factor;
   info.rope_scaling_beta = config.rope.scaling_beta;
   info.rope_scaling_context = config.rope.scaling_context;
   info.norm_eps = config.norm_eps;

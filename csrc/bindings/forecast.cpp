@@ -33,6 +33,7 @@ py::dict census_dict(const Census& census) {
   out["num_kv_heads"] = census.num_kv_heads;
   out["head_dim"] = census.head_dim;
   out["max_context"] = census.max_context;
+  out["rope_type"] = census.rope_type;
   out["rope_theta"] = census.rope_theta;
   out["rope_factor"] = census.rope_factor;
   out["rope_original_context"] = census.rope_original_context;

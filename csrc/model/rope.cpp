@@ -35,24 +35,47 @@ std::vector<float> stretched_share(const RopeConfig& c, std::int64_t head_dim) {
   return share;
 }
 
+// powers: theta^(2j / head_dim)
+std::vector<float> yarn_frequencies(const RopeConfig& c, const std::vector<float>& powers) {
+  const std::vector<float> share = stretched_share(c, static_cast<std::int64_t>(2 * powers.size()));
+  std::vector<float> inverse(powers.size());
+  for (std::size_t j = 0; j < powers.size(); ++j) {
+    const float kept = 1.0f / powers[j];
+    const float stretched = 1.0f / (static_cast<float>(c.factor) * powers[j]);
+    const float keep = 1.0f - share[j];
+    inverse[j] = stretched * (1.0f - keep) + kept * keep;
+  }
+  return inverse;
+}
+
+// What has more than high_freq_factor rotations within the original context keeps its frequency,
+// what has fewer than low_freq_factor is stretched, and between them both are blended by the number
+// of rotations.
+float llama3_frequency(const RopeConfig& c, float kept) {
+  constexpr auto kTurn = static_cast<float>(2 * std::numbers::pi);
+  const float wavelength = (1.0f / kept) * kTurn;
+  const auto factor = static_cast<float>(c.factor);
+  if (wavelength > static_cast<float>(c.original_context / c.low_freq_factor)) return kept / factor;
+  if (wavelength < static_cast<float>(c.original_context / c.high_freq_factor)) return kept;
+  const float rotations = (1.0f / wavelength) * static_cast<float>(c.original_context);
+  const float keep = (rotations - static_cast<float>(c.low_freq_factor)) /
+                     static_cast<float>(c.high_freq_factor - c.low_freq_factor);
+  return (1.0f - keep) * kept / factor + keep * kept;
+}
+
 }  // namespace
 
 std::vector<float> inverse_frequencies(const RopeConfig& config, std::int64_t head_dim) {
-  std::vector<float> inverse(static_cast<std::size_t>(head_dim / 2));
-  for (std::size_t j = 0; j < inverse.size(); ++j) {
+  std::vector<float> powers(static_cast<std::size_t>(head_dim / 2));
+  for (std::size_t j = 0; j < powers.size(); ++j) {
     const float exponent = static_cast<float>(2 * j) / static_cast<float>(head_dim);
-    inverse[j] = static_cast<float>(std::pow(config.theta, static_cast<double>(exponent)));
+    powers[j] = static_cast<float>(std::pow(config.theta, static_cast<double>(exponent)));
   }
-  if (!config.yarn()) {
-    for (float& power : inverse) power = 1.0f / power;
-    return inverse;
-  }
-  const std::vector<float> share = stretched_share(config, head_dim);
-  for (std::size_t j = 0; j < inverse.size(); ++j) {
-    const float kept = 1.0f / inverse[j];
-    const float stretched = 1.0f / (static_cast<float>(config.factor) * inverse[j]);
-    const float keep = 1.0f - share[j];
-    inverse[j] = stretched * (1.0f - keep) + kept * keep;
+  if (config.type == RopeType::yarn) return yarn_frequencies(config, powers);
+  std::vector<float> inverse(powers.size());
+  for (std::size_t j = 0; j < powers.size(); ++j) {
+    const float kept = 1.0f / powers[j];
+    inverse[j] = config.type == RopeType::llama3 ? llama3_frequency(config, kept) : kept;
   }
   return inverse;
 }

@@ -38,12 +38,12 @@ double required(const Fields& fields, const char* key, double most, const char* 
   return value;
 }
 
-std::string rope_type(const Fields& rope) {
-  const std::string type = rope.text("rope_type", rope.text("type", "default"));
-  if (type != "default" && type != "yarn") {
-    rope.unsupported(rope.has("rope_type") ? "rope_type" : "type", "'default' and 'yarn'");
+RopeType read_type(const Fields& rope) {
+  const std::string name = rope.text("rope_type", rope.text("type", "default"));
+  for (const RopeType type : {RopeType::plain, RopeType::yarn, RopeType::llama3}) {
+    if (name == rope_type_name(type)) return type;
   }
-  return type;
+  rope.unsupported(rope.has("rope_type") ? "rope_type" : "type", "'default', 'yarn' and 'llama3'");
 }
 
 void refuse_variants(const Fields& fields, const char* key) {
@@ -87,12 +87,19 @@ double yarn_factor(const Fields& fields, const Fields& rope, double original) {
   return required(rope, "factor", kMaxFactor, "a number above 0");
 }
 
-void read_hf_yarn(const Fields& fields, const Fields& rope, RopeConfig& config) {
+double original_context(const Fields& rope) {
+  return required(rope, "original_max_position_embeddings", kMaxContext, "a number of tokens");
+}
+
+// transformers fills an absent one with the whole length.
+double original_context(const Fields& fields, const Fields& rope) {
   const double context = fields.number("max_position_embeddings", 1, kMaxContext, 0);
   const bool given = rope.present("original_max_position_embeddings") || context == 0;
-  config.original_context =
-      given ? required(rope, "original_max_position_embeddings", kMaxContext, "a number of tokens")
-            : context;
+  return given ? original_context(rope) : context;
+}
+
+void read_hf_yarn(const Fields& fields, const Fields& rope, RopeConfig& config) {
+  config.original_context = original_context(fields, rope);
   config.factor = yarn_factor(fields, rope, config.original_context);
   config.beta_fast = number_or(rope, "beta_fast", kMaxBeta, 32);
   config.beta_slow = number_or(rope, "beta_slow", kMaxBeta, 1);
@@ -101,15 +108,25 @@ void read_hf_yarn(const Fields& fields, const Fields& rope, RopeConfig& config) 
   config.attention_factor = resolve_attention_factor(rope, config.factor);
 }
 
+// The three numbers beside the original context, which both layouts call the same.
+void read_llama3(const Fields& rope, RopeConfig& config) {
+  constexpr const char* kExpected = "a number above 0";
+  config.factor = required(rope, "factor", kMaxFactor, kExpected);
+  config.low_freq_factor = required(rope, "low_freq_factor", kMaxBeta, kExpected);
+  config.high_freq_factor = required(rope, "high_freq_factor", kMaxBeta, kExpected);
+  if (config.high_freq_factor <= config.low_freq_factor) {
+    rope.bad("high_freq_factor", str("a number above low_freq_factor = ", config.low_freq_factor));
+  }
+}
+
 void read_hf_query_scaling(const Fields& rope, bool ministral, RopeConfig& config) {
   const double beta = rope.number("llama_4_scaling_beta", 0, kMaxScale, 0);
   if (beta == 0) return;
   // Other classes of transformers pass over the key, other engines do not: no answer is safe.
   if (!ministral) rope.unsupported("llama_4_scaling_beta", "0 or null but for ministral3");
   config.scaling_beta = beta;
-  config.scaling_context = config.yarn() ? config.original_context
-                                         : required(rope, "original_max_position_embeddings",
-                                                    kMaxContext, "a number of tokens");
+  const bool known = config.type != RopeType::plain;
+  config.scaling_context = known ? config.original_context : original_context(rope);
 }
 
 // Medium 3.5's first config.json had mscale_all_dim 1, which makes the factor 1; its second has 0
@@ -131,7 +148,22 @@ void repair_medium(const Fields& fields, const Fields& rope, RopeConfig& config,
                          config.attention_factor));
 }
 
+void read_mistral_yarn(const Fields& yarn, RopeConfig& config) {
+  config.factor = required(yarn, "factor", kMaxFactor, "a number above 0");
+  config.original_context = original_context(yarn);
+  config.beta_fast = number_or(yarn, "beta", kMaxBeta, 32);
+  config.beta_slow = number_or(yarn, "alpha", kMaxBeta, 1);
+  const double factor = yarn.flag("apply_scale", true) ? magnitude(config.factor, 1) : 1.0;
+  config.attention_factor = yarn.number("attention_factor", 0, kMaxScale, factor);
+  config.truncate = yarn.flag("truncate", true);
+}
+
 }  // namespace
+
+const char* rope_type_name(RopeType type) {
+  if (type == RopeType::plain) return "default";
+  return type == RopeType::yarn ? "yarn" : "llama3";
+}
 
 RopeConfig read_hf_rope(const Fields& fields, bool ministral, std::vector<std::string>& warnings) {
   for (const char* key : {"rope_parameters", "rope_scaling"}) refuse_variants(fields, key);
@@ -145,9 +177,13 @@ RopeConfig read_hf_rope(const Fields& fields, bool ministral, std::vector<std::s
   if (fields.has("rope_theta") && config.theta != top) {
     fields.bad("rope_theta", str("the same as ", rope.path("rope_theta"), " = ", config.theta));
   }
-  if (rope_type(rope) == "yarn") {
+  config.type = read_type(rope);
+  if (config.type == RopeType::yarn) {
     read_hf_yarn(fields, rope, config);
     repair_medium(fields, rope, config, warnings);
+  } else if (config.type == RopeType::llama3) {
+    config.original_context = original_context(fields, rope);
+    read_llama3(rope, config);
   }
   read_hf_query_scaling(rope, ministral, config);
   return config;
@@ -158,20 +194,21 @@ RopeConfig read_mistral_rope(const Fields& fields) {
   config.theta = fields.number("rope_theta", kMinTheta, kMaxTheta, kDefaultTheta);
   const Fields scaling = fields.object("llama_4_scaling");
   config.scaling_beta = scaling.number("beta", 0, kMaxScale, 0);
-  if (config.scaling_beta != 0) {
-    config.scaling_context =
-        required(scaling, "original_max_position_embeddings", kMaxContext, "a number of tokens");
+  if (config.scaling_beta != 0) config.scaling_context = original_context(scaling);
+  // Meta's word, which leaves the numbers to the version of the code.
+  if (fields.flag("use_scaled_rope", false)) {
+    fields.unsupported("use_scaled_rope", "false, and llama_3_scaling with its numbers");
   }
-  if (!fields.has("yarn")) return config;
-  const Fields yarn = fields.object("yarn");
-  config.factor = required(yarn, "factor", kMaxFactor, "a number above 0");
-  config.original_context =
-      required(yarn, "original_max_position_embeddings", kMaxContext, "a number of tokens");
-  config.beta_fast = number_or(yarn, "beta", kMaxBeta, 32);
-  config.beta_slow = number_or(yarn, "alpha", kMaxBeta, 1);
-  const double factor = yarn.flag("apply_scale", true) ? magnitude(config.factor, 1) : 1.0;
-  config.attention_factor = yarn.number("attention_factor", 0, kMaxScale, factor);
-  config.truncate = yarn.flag("truncate", true);
+  if (fields.has("llama_3_scaling")) {
+    if (fields.has("yarn")) fields.bad("llama_3_scaling", "null beside yarn");
+    config.type = RopeType::llama3;
+    const Fields llama3 = fields.object("llama_3_scaling");
+    config.original_context = original_context(llama3);
+    read_llama3(llama3, config);
+  } else if (fields.has("yarn")) {
+    config.type = RopeType::yarn;
+    read_mistral_yarn(fields.object("yarn"), config);
+  }
   return config;
 }
 

@@ -26,11 +26,13 @@ constexpr const char* kMedium = R"({
     "add_pre_mm_projector_layer_norm": true, "adapter_bias": false, "image_token_id": 10}
 })";
 
-// Its context beyond 8192 tokens, which scales the rotary angles in a way of its own, is left out.
+// The published config.json of Llama 3.2 1B.
 constexpr const char* kLlama1b = R"({
   "dim": 2048, "n_layers": 16, "head_dim": 64, "hidden_dim": 8192, "n_heads": 32,
   "n_kv_heads": 8, "rope_theta": 5e5, "norm_eps": 1e-5, "vocab_size": 128256,
-  "tied_embeddings": true, "max_position_embeddings": 8192
+  "tied_embeddings": true, "max_position_embeddings": 131072,
+  "llama_3_scaling": {"original_max_position_embeddings": 8192, "factor": 32,
+                      "low_freq_factor": 1, "high_freq_factor": 4}
 })";
 
 constexpr std::array<std::pair<std::string_view, const char*>, 2> kModels{

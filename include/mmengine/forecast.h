@@ -26,6 +26,7 @@ struct Census {
   std::int64_t num_layers = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0;
   std::int64_t max_context = 0;
   // As in ModelInfo.
+  std::string rope_type;
   double rope_theta = 0, rope_factor = 1, rope_original_context = 0, rope_attention_factor = 1;
   // Of the vision tower; 0 without one. vision_patches: of the largest image.
   std::int64_t vision_hidden_size = 0, vision_intermediate_size = 0, vision_num_heads = 0;

@@ -164,10 +164,12 @@ struct ModelInfo {
   std::int64_t num_layers = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0;
   std::int64_t max_context = 0;
   double rope_theta = 0, norm_eps = 0;
-  // YaRN: factor over original_context, and what cos and sin are multiplied with; 1, 0, 1 if plain.
+  std::string rope_type;  // "default" | "yarn" | "llama3"
+  // Factor over original_context, and what cos and sin are multiplied with; 1, 0, 1 if plain.
   double rope_factor = 1, rope_original_context = 0, rope_attention_factor = 1;
-  double rope_beta_fast = 0, rope_beta_slow = 0;  // rotations at the borders of the blend
+  double rope_beta_fast = 0, rope_beta_slow = 0;  // YaRN: rotations at the borders of the blend
   bool rope_truncate = true;                      // the borders are whole pairs
+  double rope_low_freq_factor = 0, rope_high_freq_factor = 0;  // the same borders of llama3
   // Queries are multiplied by 1 + beta ln(1 + floor(position / context)); beta 0: they are not.
   double rope_scaling_beta = 0, rope_scaling_context = 0;
   bool tied_embeddings = false;

@@ -70,22 +70,21 @@ def run_inspect(args: argparse.Namespace, output: Output) -> None:
         note(f"mm-run: warning: {warning}", style="yellow")
 
 
+_YARN = ("rope_attention_factor", "rope_beta_fast", "rope_beta_slow", "rope_truncate")
+_LLAMA3 = ("rope_low_freq_factor", "rope_high_freq_factor")
+_NOT_OF = {  # fields of config that say nothing about a rope_type
+    "default": {"rope_factor", "rope_original_context", *_YARN, *_LLAMA3},
+    "yarn": {*_LLAMA3},
+    "llama3": {*_YARN},
+}
+
+
 def _told(config: dict[str, Any]) -> dict[str, Any]:
-    """`config` without the scaling of the positions where there is none."""
-    plain: set[str] = set()
-    if config.get("rope_original_context") == 0:
-        words = (
-            "factor",
-            "original_context",
-            "attention_factor",
-            "beta_fast",
-            "beta_slow",
-            "truncate",
-        )
-        plain |= {f"rope_{word}" for word in words}
+    """`config` without the scaling of the positions that there is not."""
+    hidden = _NOT_OF.get(config.get("rope_type", ""), set())
     if config.get("rope_scaling_beta") == 0:
-        plain |= {"rope_scaling_beta", "rope_scaling_context"}
-    return {name: value for name, value in config.items() if name not in plain}
+        hidden = hidden | {"rope_scaling_beta", "rope_scaling_context"}
+    return {name: value for name, value in config.items() if name not in hidden}
 
 
 def _print_report(console: Console, report: dict[str, Any]) -> None:

@@ -241,7 +241,14 @@ def _params(config: dict[str, Any], quantization: str) -> dict[str, Any]:
         "max_position_embeddings": config["max_context"],
         "mmengine": {"format": 1, "eos_token_ids": config["eos_ids"]},
     }
-    if config["rope_original_context"]:
+    if config["rope_type"] == "llama3":
+        params["llama_3_scaling"] = {
+            "original_max_position_embeddings": int(config["rope_original_context"]),
+            "factor": config["rope_factor"],
+            "low_freq_factor": config["rope_low_freq_factor"],
+            "high_freq_factor": config["rope_high_freq_factor"],
+        }
+    if config["rope_type"] == "yarn":
         params["yarn"] = {
             "original_max_position_embeddings": int(config["rope_original_context"]),
             "factor": config["rope_factor"],

@@ -153,11 +153,11 @@ def _config(copy: _Copy) -> _Answer:
     draft = any(tensor.name.startswith("eagle_linear.") for tensor in copy.tensors)
     config = copy.census = census(str(copy.path), draft=draft)
     rope = f"RoPE theta {config['rope_theta']:g}"
-    if config["rope_original_context"]:
-        rope += (
-            f", YaRN x{config['rope_factor']:g} over {config['rope_original_context']:g} tokens, "
-            f"attention factor {config['rope_attention_factor']:.7g}"
-        )
+    stretched = f"x{config['rope_factor']:g} over {config['rope_original_context']:g} tokens"
+    if config["rope_type"] == "yarn":
+        rope += f", YaRN {stretched}, attention factor {config['rope_attention_factor']:.7g}"
+    elif config["rope_type"] == "llama3":
+        rope += f", Llama 3's scaling {stretched}"
     if config["warnings"]:
         return "warn", f"{rope}; {_some(config['warnings'])}"
     return "ok", rope

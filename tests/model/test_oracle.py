@@ -5,6 +5,7 @@ Runs only with the marker `oracle`; torch and transformers must be importable th
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from make_tiny_model import TinyModel, make_tiny_model
 from record_golden import (
     CONFIGURATIONS,
     GOLDEN,
+    directory_logits,
     summary,
     token_ids,
     transformers_logits,
 )
 
 import mmengine
+from mmengine._testing_model import rope_table
 from support.numpy_llama import log_softmax
 
 pytestmark = pytest.mark.oracle
@@ -162,3 +165,57 @@ def test_drawn_family(draw: int, tmp_path: Path) -> None:
         with mmengine.Engine(str(tmp_path), device=device, weight_dtype="f32") as engine:
             actual = np.stack([engine.logits(row) for row in ids.tolist()])
         compare(options, expected, actual)
+
+
+def drawn_llama3(rng: np.random.Generator) -> dict[str, Any]:
+    """rope_parameters of a config.json."""
+    low = float(rng.uniform(0.1, 4))
+    return {
+        "rope_type": "llama3",
+        "rope_theta": float(rng.choice([1e4, 5e5, 1e8])),
+        "factor": float(rng.choice([2.0, 8.0, 32.0])),
+        "low_freq_factor": low,
+        "high_freq_factor": low + float(rng.uniform(0.1, 8)),
+        "original_max_position_embeddings": int(rng.integers(20, 20000)),
+    }
+
+
+@pytest.mark.parametrize("draw", range(20))
+def test_drawn_llama3_frequencies(draw: int, tmp_path: Path) -> None:
+    """Those of transformers' function: a few units in the last place, and where a wavelength is at
+    a border of the blend both sides of it are nearly the same."""
+    import torch
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rng = np.random.default_rng(2000 + draw)
+    width = int(rng.choice([16, 64, 128]))
+    make_tiny_model(tmp_path, head_dim=width)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text()) | {
+        "rope_theta": None,
+        "rope_parameters": drawn_llama3(rng),
+    }
+    path.write_text(json.dumps(fields))
+    config = LlamaConfig.from_dict(fields)
+    expected, factor = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    inverse, _, _ = rope_table(str(tmp_path), width, [0])
+    assert factor == 1.0
+    np.testing.assert_allclose(inverse, expected.numpy(), rtol=5e-7, atol=0)
+
+
+@pytest.mark.parametrize("draw", range(4))
+def test_drawn_llama3_models(draw: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3000 + draw)
+    options: dict[str, Any] = {"head_dim": int(rng.choice([16, 64])), "seed": 300 + draw}
+    rope = drawn_llama3(rng) | {"original_max_position_embeddings": int(rng.choice([8, 32, 128]))}
+    make_tiny_model(tmp_path, **options)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text()) | {"rope_theta": None, "rope_parameters": rope}
+    path.write_text(json.dumps(fields))
+    ids = token_ids(TinyModel(**options))[:4]
+    expected = directory_logits(tmp_path, ids, "float32", "llama")
+    for device in ("ref", "cpu"):
+        with mmengine.Engine(str(tmp_path), device=device, weight_dtype="f32") as engine:
+            actual = np.stack([engine.logits(row) for row in ids.tolist()])
+        compare(options | rope, expected, actual)

@@ -1,7 +1,7 @@
-"""Rotary tables and the YaRN parameters of both config layouts.
+"""Rotary tables, and the parameters of YaRN and of Llama 3's scaling in both config layouts.
 
-Golden values of Mistral Medium 3.5 are from model-spec 1.3; golden/yarn.json holds what
-transformers' own function gives for other configurations (tools/record_yarn_golden.py).
+Golden values of Mistral Medium 3.5 are from model-spec 1.3; golden/rope.json holds what
+transformers' own functions give for other configurations (tools/record_rope_golden.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from support.family import (
     write_config,
 )
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "yarn.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "rope.json").read_text())
 HF = {
     "architectures": ["MistralForCausalLM"],
     "model_type": "mistral",
@@ -141,7 +141,9 @@ def forms(case: dict[str, Any], directory: Path) -> list[str]:
 
 
 def test_many_recorded_cases_have_both_forms() -> None:
-    assert sum(case["native"] is not None for case in GOLDEN) >= 6
+    for kind, least in (("yarn", 6), ("llama3", 4)):
+        both = [case["type"] == kind and case["native"] is not None for case in GOLDEN]
+        assert sum(both) >= least
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=[case["name"] for case in GOLDEN])
@@ -149,6 +151,7 @@ def test_tables_equal_transformers(case: dict[str, Any], tmp_path: Path) -> None
     for path in forms(case, tmp_path):
         inverse, cos, sin = rope_table(path, 128, case["positions"])
         config, warnings = read_config(path)
+        assert config["rope_type"] == case["type"]
         assert config["rope_attention_factor"] == pytest.approx(case["attention_factor"], rel=1e-12)
         assert config["rope_scaling"] == tuple(case["scaling"])
         assert warnings == []
@@ -190,6 +193,80 @@ def test_bad_yarn_fields_are_named(changes: dict[str, Any], field: str, tmp_path
     path = native(tmp_path, 1e6, **{**MEDIUM, **changes})
     with pytest.raises(errors.ModelFormatError, match=rf"yarn\.{field}"):
         read_config(path)
+
+
+LLAMA3 = {
+    "original_max_position_embeddings": 8192,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
+
+
+def native_llama3(directory: Path, **changes: Any) -> str:
+    config = {**NATIVE, "rope_theta": 5e5, "llama_3_scaling": LLAMA3, **changes}
+    (directory / "params.json").write_text(json.dumps(config))
+    return str(directory)
+
+
+def test_both_files_of_llama_give_equal_configs(tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "native").mkdir()
+    first, second = (
+        read_config(path)[0]
+        for path in (
+            hf(tmp_path / "hf", rope_type="llama3", rope_theta=5e5, **LLAMA3),
+            native_llama3(tmp_path / "native"),
+        )
+    )
+    names = [name for name in first if name.startswith("rope_")]
+    assert {name: first[name] for name in names} == {name: second[name] for name in names}
+    assert (first["rope_factor"], first["rope_original_context"]) == (32.0, 8192.0)
+    assert first["rope_freq_factors"] == (1.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "expected"),
+    [
+        ({"factor": None}, "factor", "a number above 0"),
+        ({"factor": 0}, "factor", "a number above 0"),
+        ({"low_freq_factor": None}, "low_freq_factor", "a number above 0"),
+        ({"low_freq_factor": 0}, "low_freq_factor", "a number above 0"),
+        ({"high_freq_factor": "4"}, "high_freq_factor", "a number"),
+        ({"high_freq_factor": 1}, "high_freq_factor", "a number above low_freq_factor = 1"),
+        ({"original_max_position_embeddings": None}, "original_max_position_embeddings", "tokens"),
+    ],
+)
+def test_bad_fields_of_llama_are_named(
+    changes: dict[str, Any], field: str, expected: str, tmp_path: Path
+) -> None:
+    block = {**LLAMA3, **changes}
+    (tmp_path / "hf").mkdir()
+    for path, prefix in (
+        (hf(tmp_path / "hf", rope_type="llama3", rope_theta=5e5, **block), "rope_parameters"),
+        (native_llama3(tmp_path, llama_3_scaling=block), "llama_3_scaling"),
+    ):
+        with pytest.raises(errors.ModelFormatError, match=rf"{prefix}\.{field}: .*{expected}"):
+            read_config(path)
+
+
+def test_one_model_has_one_scaling(tmp_path: Path) -> None:
+    with pytest.raises(errors.ModelFormatError, match="llama_3_scaling: expected null beside yarn"):
+        read_config(native_llama3(tmp_path, yarn=MEDIUM))
+
+
+def test_a_scaling_without_numbers_is_refused(tmp_path: Path) -> None:
+    """Of Meta's own params.json, whose numbers are in the code that reads it."""
+    path = native_llama3(tmp_path, llama_3_scaling=None, use_scaled_rope=True)
+    with pytest.raises(errors.UnsupportedModelError, match=r"use_scaled_rope: .*llama_3_scaling"):
+        read_config(path)
+    assert read_config(native_llama3(tmp_path, use_scaled_rope=False))[0]["rope_type"] == "llama3"
+
+
+def test_scaling_of_queries_takes_the_context_of_llama(tmp_path: Path) -> None:
+    rope = {**LLAMA3, "rope_type": "llama3", "rope_theta": 5e5, "llama_4_scaling_beta": 0.5}
+    config, _ = read_config(write_config(tmp_path, {**DEVSTRAL_HF, "rope_parameters": rope}))
+    assert config["rope_scaling"] == (0.5, 8192.0)
 
 
 def test_query_scaling_is_refused(tmp_path: Path) -> None:

@@ -33,7 +33,10 @@ def test_llama_3_2_1b():
     sizes = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
     assert [config[size] for size in sizes] == [16, 2048, 8192, 32, 8]
     assert (config["head_dim"], config["vocab_size"], config["dtype"]) == (64, 128256, "bf16")
-    assert (config["tied_embeddings"], config["rope_theta"]) == (True, 500000.0)
+    assert (config["tied_embeddings"], config["max_context"]) == (True, 131072)
+    assert (config["rope_type"], config["rope_theta"]) == ("llama3", 500000.0)
+    assert (config["rope_factor"], config["rope_original_context"]) == (32.0, 8192.0)
+    assert config["rope_freq_factors"] == (1.0, 4.0)
     # The published number of parameters.
     census = _core.census("synthetic:llama-3.2-1b")
     assert sum(part["parameters"] for part in census["components"]) == 1_235_814_400

@@ -87,12 +87,15 @@ py::tuple config(const std::string& directory) {
   values["max_context"] = read.max_context;
   values["norm_eps"] = read.norm_eps;
   values["tied_embeddings"] = read.tied_embeddings;
+  values["rope_type"] = rope_type_name(read.rope.type);
   values["rope_theta"] = read.rope.theta;
   values["rope_factor"] = read.rope.factor;
   values["rope_original_context"] = read.rope.original_context;
   values["rope_beta"] = py::make_tuple(read.rope.beta_fast, read.rope.beta_slow);
   values["rope_truncate"] = read.rope.truncate;
   values["rope_attention_factor"] = read.rope.attention_factor;
+  values["rope_freq_factors"] =
+      py::make_tuple(read.rope.low_freq_factor, read.rope.high_freq_factor);
   values["rope_scaling"] = py::make_tuple(read.rope.scaling_beta, read.rope.scaling_context);
   values["dtype"] = dtype_name(read.dtype);
   values["fp8_linears"] = read.fp8_linears;

@@ -457,20 +457,26 @@ def test_inspect_tells_the_scaling_of_positions_where_there_is_one(run, monkeypa
     report |= {"quantization": "none", "vision": None}
     monkeypatch.setattr(cache, "resolve_model", lambda name, progress: tmp_path)
     monkeypatch.setattr(mmengine, "inspect", lambda path: dict(report), raising=False)
-    for factor, attention, shown in (
-        (1.0, 1.0, set()),
-        (64.0, 1.0, {"rope_factor", "rope_original_context", "rope_attention_factor"}),
-        (64.0, 1.4, {"rope_factor", "rope_original_context", "rope_attention_factor"}),
+    stretched = {"rope_factor", "rope_original_context"}
+    borders = {"rope_low_freq_factor", "rope_high_freq_factor"}
+    for kind, factor, attention, shown in (
+        ("default", 1.0, 1.0, set()),
+        ("yarn", 64.0, 1.0, {*stretched, "rope_attention_factor"}),
+        ("yarn", 64.0, 1.4, {*stretched, "rope_attention_factor"}),
+        ("llama3", 8.0, 1.0, {*stretched, *borders}),
     ):
         config = {
+            "rope_type": kind,
             "rope_theta": 1e6,
             "rope_factor": factor,
             "rope_original_context": 0.0 if factor == 1 else 4096.0,
             "rope_attention_factor": attention,
+            "rope_low_freq_factor": 1.0,
+            "rope_high_freq_factor": 4.0,
         }
         report["config"] = config
         out = run("inspect", "-m", "x")[1]
-        assert {name for name in config if name in out} == {"rope_theta", *shown}
+        assert {name for name in config if name in out} == {"rope_type", "rope_theta", *shown}
         assert json.loads(run("inspect", "-m", "x", "--json")[1])["config"] == config
 
 

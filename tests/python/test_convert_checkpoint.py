@@ -97,7 +97,7 @@ def test_bad_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert [r.getMessage() for r in caplog.records if "auto_map" in r.getMessage()]
     for change, words in (
         ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "llama3"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "dynamic"),
         ({"attention_bias": True}, "attention_bias"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
     ):

@@ -1,4 +1,4 @@
-"""Records tests/golden/yarn.json: rotary tables as transformers' own YaRN function makes them.
+"""Records tests/golden/rope.json: rotary tables as transformers' own functions make them.
 
 Needs torch and transformers; the file it writes is all that the tests need.
 """
@@ -29,8 +29,30 @@ def yarn(theta: float, factor: float, original: int, **more: Any) -> dict[str, A
     }
 
 
+def llama3(theta: float, factor: float, low: float, high: float, **more: Any) -> dict[str, Any]:
+    """The same of Llama 3."""
+    return {
+        "rope_type": "llama3",
+        "rope_theta": theta,
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        **more,
+    }
+
+
+def llama3_native(original: int, factor: float, low: float, high: float) -> dict[str, Any]:
+    """llama_3_scaling of a params.json."""
+    return {
+        "original_max_position_embeddings": original,
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+    }
+
+
 # name, config.json's rope_parameters (None: it has none) or, where that is not all, several of its
-# fields, and params.json's yarn block (None: cannot be said there).
+# fields, and params.json's yarn or llama_3_scaling block (None: cannot be said there).
 CASES: list[tuple[str, dict[str, Any] | None, dict[str, Any] | None]] = [
     (
         "medium-3.5",
@@ -104,6 +126,41 @@ CASES: list[tuple[str, dict[str, Any] | None, dict[str, Any] | None]] = [
         None,
     ),
     ("ministral-3-default", None, None),
+    (
+        "llama-3.1",
+        llama3(5e5, 8.0, 1.0, 4.0, original_max_position_embeddings=8192),
+        llama3_native(8192, 8.0, 1.0, 4.0),
+    ),
+    (
+        "llama-3.2",  # as published
+        {
+            "rope_scaling": {
+                "factor": 32.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+            "rope_theta": 5e5,
+        },
+        llama3_native(8192, 32.0, 1.0, 4.0),
+    ),
+    (
+        "llama-3-uneven",
+        llama3(1e4, 2.5, 0.3, 7.7, original_max_position_embeddings=3001),
+        llama3_native(3001, 2.5, 0.3, 7.7),
+    ),
+    (
+        "llama-3-shrinking",
+        llama3(1e6, 0.5, 1.5, 1.75, original_max_position_embeddings=65536),
+        llama3_native(65536, 0.5, 1.5, 1.75),
+    ),
+    ("llama-3-no-original", llama3(5e5, 8.0, 1.0, 4.0), None),
+    (
+        "llama-3-no-attention-factor",  # what it has is not read
+        llama3(5e5, 4, 1, 4, original_max_position_embeddings=4096, attention_factor=2.0),
+        None,
+    ),
 ]
 SCALED_QUERIES = ("ministral-3", "ministral-3-default")  # of the class that multiplies queries
 
@@ -116,7 +173,7 @@ def short(values: torch.Tensor) -> list[float]:
 def record(name: str, rope: dict[str, Any] | None, native: dict[str, Any] | None) -> dict[str, Any]:
     """One case: its two config forms, and the table that transformers makes of the first."""
     scaled = name in SCALED_QUERIES
-    whole = rope is not None and "rope_parameters" in rope
+    whole = rope is not None and not rope.keys().isdisjoint(("rope_parameters", "rope_scaling"))
     fields: dict[str, Any] = rope if whole and rope else {"rope_parameters": rope}
     fields = {"model_type": "ministral3" if scaled else "mistral", **fields}
     config = (Ministral3Config if scaled else MistralConfig).from_dict(
@@ -129,19 +186,22 @@ def record(name: str, rope: dict[str, Any] | None, native: dict[str, Any] | None
         }
     )
     used = config.rope_parameters
-    inverse, factor = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
+    kind = used["rope_type"]
+    inverse, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
     positions = POSITIONS if native is None else FAR_POSITIONS
     angles = torch.tensor(positions, dtype=torch.float32)[:, None] * inverse[None, :]
     angles = angles.double()
     beta = used.get("llama_4_scaling_beta", 0.0)
     scaling = [beta, used["original_max_position_embeddings"]] if scaled else [0.0, 0.0]
     if native is not None:
-        native = {"rope_theta": used["rope_theta"], "yarn": native}
+        block = "yarn" if kind == "yarn" else "llama_3_scaling"
+        native = {"rope_theta": used["rope_theta"], block: native}
         if scaled:
-            block = {"beta": scaling[0], "original_max_position_embeddings": scaling[1]}
-            native["llama_4_scaling"] = block
+            queries = {"beta": scaling[0], "original_max_position_embeddings": scaling[1]}
+            native["llama_4_scaling"] = queries
     return {
         "name": name,
+        "type": kind,
         "hf": fields,
         "native": native,
         "positions": positions,
@@ -155,7 +215,7 @@ def record(name: str, rope: dict[str, Any] | None, native: dict[str, Any] | None
 
 def main() -> None:
     """Writes the file."""
-    path = Path(__file__).parents[1] / "tests" / "golden" / "yarn.json"
+    path = Path(__file__).parents[1] / "tests" / "golden" / "rope.json"
     rows = [json.dumps(record(*case)) for case in CASES]
     path.write_text("[\n" + ",\n".join(rows) + "\n]\n")
 
