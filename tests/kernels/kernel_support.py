@@ -15,6 +15,18 @@ from mmengine import _testing_kernels as native
 
 BACKENDS: list[str] = list(native.backends())
 FORMATS = ["f32", "bf16", "fp8"]
+GROUP_FORMATS = ["int8", "int4"]
+SHAPES = [  # rows of inputs, rows and columns of weights
+    (1, 1, 1),
+    (1, 33, 7),
+    (2, 32, 300),
+    (3, 31, 257),
+    (5, 64, 512),
+    (6, 97, 64),
+    (17, 5, 600),
+    (70, 100, 259),
+    (200, 40, 33),
+]
 _STORED = {
     "f32": (np.float32, np.float32),
     "bf16": (ml_dtypes.bfloat16, np.uint16),
@@ -136,6 +148,13 @@ def rows_step(backend: Any, rows: int, ids: list[int] | None = None, logits: int
     """A step of one sequence for stages that look at rows only."""
     size = backend.block_tokens
     return Tables(backend, 1, rows // size + 1).step([(0, 0, rows)], ids, [logits])
+
+
+def multiplied(backend: Any, weight: Any, x: Any, n: int) -> Any:
+    """x W^T [rows, n], reached through linear_residual."""
+    out = Guarded(len(x), n, start=0.0)
+    backend.linear_residual(rows_step(backend, len(x)), x, weight, out.view)
+    return out.checked()
 
 
 # ---- the numpy model -----------------------------------------------------------------------

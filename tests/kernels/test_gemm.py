@@ -1,8 +1,6 @@
-"""The product of every backend and weight format, reached through linear_residual."""
+"""The product of every backend and weight format; test_groups has the values of int8 and int4."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -10,8 +8,11 @@ import pytest
 from kernel_support import (
     BACKENDS,
     FORMATS,
+    GROUP_FORMATS,
+    SHAPES,
     Guarded,
     in_format,
+    multiplied,
     native,
     pack,
     rows_step,
@@ -20,24 +21,6 @@ from kernel_support import (
 )
 
 from support.compare import assert_close
-
-SHAPES = [
-    (1, 1, 1),
-    (1, 33, 7),
-    (2, 32, 300),
-    (3, 31, 257),
-    (5, 64, 512),
-    (6, 97, 64),
-    (17, 5, 600),
-    (70, 100, 259),
-    (200, 40, 33),
-]
-
-
-def product(backend: Any, weight: Any, x: Any, n: int) -> Any:
-    out = Guarded(len(x), n, start=0.0)
-    backend.linear_residual(rows_step(backend, len(x)), x, weight, out.view)
-    return out.checked()
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -50,7 +33,7 @@ def test_product(name: str, fmt: str, m: int, n: int, k: int) -> None:
     backend = native.Backend(name, 2)
     weight = pack(backend, [w], "down_proj", fmt)
     exact = x.astype(np.float64) @ in_format(w, fmt).T
-    y = product(backend, weight, x, n)
+    y = multiplied(backend, weight, x, n)
     assert_close(y, exact, 1e-5, f"{name} {fmt}")
     if fmt == "bf16" and exact.size > 1000:
         unrounded = x.astype(np.float64) @ stored(w, "f32")[1].T
@@ -63,35 +46,35 @@ def test_product(name: str, fmt: str, m: int, n: int, k: int) -> None:
     assert same_bits(out.checked(), residual + y)
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", [*FORMATS, *GROUP_FORMATS])
 @pytest.mark.parametrize(("m", "n", "k"), SHAPES)
 def test_every_backend_and_thread_count_gives_the_chain_of_ref(
     fmt: str, m: int, n: int, k: int
 ) -> None:
     rng = np.random.default_rng(k)
     w, x = rng.standard_normal((n, k)), rng.standard_normal((m, k)).astype(np.float32)
-    w[0] *= 1e-3  # fp8: another scale
+    w[0] *= 1e-3  # another scale
     reference = native.Backend("ref")
-    expected = product(reference, pack(reference, [w], "o_proj", fmt), x, n)
+    expected = multiplied(reference, pack(reference, [w], "o_proj", fmt), x, n)
     for name in BACKENDS:
         for threads in (1, 2, 3):
             backend = native.Backend(name, threads)
-            y = product(backend, pack(backend, [w], "o_proj", fmt), x, n)
+            y = multiplied(backend, pack(backend, [w], "o_proj", fmt), x, n)
             assert same_bits(y, expected), (name, threads)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", [*FORMATS, *GROUP_FORMATS])
 def test_a_row_is_the_same_in_any_company(name: str, fmt: str) -> None:
     rng = np.random.default_rng(5)
     n, k = 70, 521
     w, x = rng.standard_normal((n, k)), rng.standard_normal((211, k)).astype(np.float32)
     backend = native.Backend(name, 2)
     weight = pack(backend, [w], "o_proj", fmt)
-    whole = product(backend, weight, x, n)
+    whole = multiplied(backend, weight, x, n)
     for size in (1, 2, 3, 4, 5, 6, 7, 16, 64, 193):
         chosen = rng.choice(len(x), size, replace=False)
-        assert same_bits(product(backend, weight, x[chosen], n), whole[chosen]), size
+        assert same_bits(multiplied(backend, weight, x[chosen], n), whole[chosen]), size
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -110,11 +93,11 @@ def test_nan_and_infinity_reach_the_outputs_they_belong_to(name: str, fmt: str, 
         used[~np.isfinite(w)] = w[~np.isfinite(w)]
         exact = x.astype(np.float64) @ used.T
     if fmt == "fp8":  # a row with an infinity keeps the infinity only: check where, not the sign
-        y = product(backend, weight, x, 40)
+        y = multiplied(backend, weight, x, 40)
         assert np.array_equal(np.isfinite(y), np.isfinite(exact))
         assert np.array_equal(np.isnan(y[:, 3]), np.isnan(exact[:, 3]))
     else:
-        assert_close(product(backend, weight, x, 40), exact, 1e-5, f"{name} {fmt}")
+        assert_close(multiplied(backend, weight, x, 40), exact, 1e-5, f"{name} {fmt}")
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -125,4 +108,4 @@ def test_all_e4m3_codes_are_exact_in_all_lanes(name: str) -> None:
     weight = backend.pack([(bits, "e4m3", np.full(1, 0.5, np.float32), False)], "o_proj", "fp8")
     one = np.eye(len(codes), dtype=np.float32)
     expected = bits.view(ml_dtypes.float8_e4m3fn).astype(np.float32).T * np.float32(0.5)
-    assert np.array_equal(product(backend, weight, one, 40), expected)
+    assert np.array_equal(multiplied(backend, weight, one, 40), expected)

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from kernel_support import (
     BACKENDS,
+    FORMATS,
+    GROUP_FORMATS,
+    SHAPES,
     Guarded,
     Tables,
+    multiplied,
     native,
     pack,
     rows_step,
@@ -20,25 +24,6 @@ from kernel_support import (
 from mmengine import errors
 from support.compare import assert_close
 from support.numpy_groups import Groups, chain, groups_of, product
-
-FORMATS = ["int8", "int4"]
-SHAPES = [
-    (1, 1, 1),
-    (1, 33, 7),
-    (2, 32, 300),
-    (3, 31, 257),
-    (5, 64, 512),
-    (6, 97, 64),
-    (17, 5, 600),
-    (70, 100, 259),
-    (200, 40, 33),
-]
-
-
-def multiplied(backend: Any, weight: Any, x: Any, n: int) -> Any:
-    out = Guarded(len(x), n, start=0.0)
-    backend.linear_residual(rows_step(backend, len(x)), x, weight, out.view)
-    return out.checked()
 
 
 def pack_stored(
@@ -80,7 +65,7 @@ def hard_rows(k: int) -> Any:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", GROUP_FORMATS)
 @pytest.mark.parametrize("k", [1, 31, 32, 33, 64, 100, 321])
 def test_the_quantiser_gives_the_bits_of_numpy(name: str, fmt: str, k: int) -> None:
     """Packed from the weights or from numpy's codes: no product tells them apart."""
@@ -96,7 +81,7 @@ def test_the_quantiser_gives_the_bits_of_numpy(name: str, fmt: str, k: int) -> N
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", GROUP_FORMATS)
 @pytest.mark.parametrize(("m", "n", "k"), SHAPES)
 def test_product(name: str, fmt: str, m: int, n: int, k: int) -> None:
     rng = np.random.default_rng(m * n * k)
@@ -114,38 +99,8 @@ def test_product(name: str, fmt: str, m: int, n: int, k: int) -> None:
     assert same_bits(out.checked(), residual + y)
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
-@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
-def test_every_backend_and_thread_count_gives_the_chain_of_ref(
-    fmt: str, m: int, n: int, k: int
-) -> None:
-    rng = np.random.default_rng(k)
-    w, x = rng.standard_normal((n, k)), rng.standard_normal((m, k)).astype(np.float32)
-    reference = native.Backend("ref")
-    expected = multiplied(reference, pack(reference, [w], "o_proj", fmt), x, n)
-    for name in BACKENDS:
-        for threads in (1, 2, 3):
-            backend = native.Backend(name, threads)
-            y = multiplied(backend, pack(backend, [w], "o_proj", fmt), x, n)
-            assert same_bits(y, expected), (name, threads)
-
-
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("fmt", FORMATS)
-def test_a_row_is_the_same_in_any_company(name: str, fmt: str) -> None:
-    rng = np.random.default_rng(5)
-    n, k = 70, 521
-    w, x = rng.standard_normal((n, k)), rng.standard_normal((211, k)).astype(np.float32)
-    backend = native.Backend(name, 2)
-    weight = pack(backend, [w], "o_proj", fmt)
-    whole = multiplied(backend, weight, x, n)
-    for size in (1, 2, 3, 4, 5, 6, 7, 16, 64, 193):
-        chosen = rng.choice(len(x), size, replace=False)
-        assert same_bits(multiplied(backend, weight, x[chosen], n), whole[chosen]), size
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", GROUP_FORMATS)
 def test_hard_inputs(name: str, fmt: str) -> None:
     """Zeros, the smallest and largest scales, ties; NaN and infinity spoil their own row alone."""
     rng = np.random.default_rng(8)
@@ -171,7 +126,7 @@ def test_hard_inputs(name: str, fmt: str) -> None:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", GROUP_FORMATS)
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16", "e4m3"])
 def test_from_every_stored_dtype(name: str, fmt: str, dtype: str) -> None:
     rng = np.random.default_rng(3)
@@ -188,8 +143,8 @@ def test_from_every_stored_dtype(name: str, fmt: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("source", FORMATS)
-@pytest.mark.parametrize("fmt", ["f32", "bf16", "fp8", "int8", "int4"])
+@pytest.mark.parametrize("source", GROUP_FORMATS)
+@pytest.mark.parametrize("fmt", [*FORMATS, *GROUP_FORMATS])
 def test_stored_groups_become_any_format(name: str, source: str, fmt: str) -> None:
     rng = np.random.default_rng(4)
     n, k = 35, 77
@@ -240,7 +195,7 @@ def test_embedding_rows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", GROUP_FORMATS)
 def test_a_head_reads_the_rows_that_have_logits(name: str, fmt: str) -> None:
     rng = np.random.default_rng(10)
     w, x = rng.standard_normal((51, 64)), rng.standard_normal((6, 64)).astype(np.float32)
@@ -255,7 +210,7 @@ def test_a_head_reads_the_rows_that_have_logits(name: str, fmt: str) -> None:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", GROUP_FORMATS)
 def test_rotary_rows_keep_their_groups(name: str, fmt: str) -> None:
     """Interleaved rows of a file, in groups or not, are one weight."""
     rng = np.random.default_rng(11)
@@ -290,7 +245,7 @@ def test_rotary_rows_keep_their_groups(name: str, fmt: str) -> None:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", GROUP_FORMATS)
 def test_weights_that_are_not_finite(name: str, fmt: str) -> None:
     w = np.random.default_rng(12).standard_normal((40, 70)).astype(np.float32)
     w[3, 40], w[33, 69] = np.nan, -np.inf
@@ -372,7 +327,7 @@ def test_a_code_that_no_quantiser_makes(name: str, fmt: str) -> None:
 @pytest.mark.parametrize("name", BACKENDS)
 def test_parts_must_have_scales_and_minima(name: str) -> None:
     backend = native.Backend(name, 1)
-    eight, four = (groups_of(np.ones((4, 40)), fmt) for fmt in FORMATS)
+    eight, four = (groups_of(np.ones((4, 40)), fmt) for fmt in GROUP_FORMATS)
     scale = eight.scale.view(np.uint16)
     for message, part, options in [
         ("weight_scale: expected f16", (eight.stored(), "i8", None, False), {}),
