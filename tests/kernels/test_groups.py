@@ -23,7 +23,7 @@ from kernel_support import (
 
 from mmengine import errors
 from support.compare import assert_close
-from support.numpy_groups import Groups, chain, groups_of, product
+from support.numpy_groups import Groups, chain, groups_of, hard_rows, product
 
 
 def pack_stored(
@@ -41,27 +41,6 @@ def unpacked(backend: Any, weight: Any, n: int, k: int) -> Any:
     """What the weights are, exactly: products with 127 times unit vectors, whose scale is 1."""
     x = np.eye(k, dtype=np.float32) * 127
     return multiplied(backend, weight, x, n).T / np.float64(127)
-
-
-def hard_rows(k: int) -> Any:
-    """Rows for the quantiser: all kinds of signs and sizes, ties, zeros, subnormal scales."""
-    rng = np.random.default_rng(k)
-    w = rng.standard_normal((16, k)).astype(np.float32)
-    w[0] = 0
-    w[1] = 1.5
-    w[2] *= 1e-6  # a subnormal f16 scale
-    w[3] *= 1e-9  # too small for any
-    w[4] = np.abs(w[4]) + 3  # nothing near 0
-    w[5] = -np.abs(w[5]) - 3
-    w[6] = rng.integers(-127, 128, k) * 0.5  # ties
-    w[7] = rng.integers(0, 31, k) * 0.5
-    w[8] *= 10.0 ** rng.integers(-6, 3, k)
-    w[9, : k // 2] *= 1000
-    w[10] = 6e4 * np.sign(w[10])
-    w[11] = -7.25
-    w[12] = -0.0
-    w[13, ::2] = -0.0
-    return w
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +21,12 @@ from mmengine.convert_groups import dequantize_groups, quantize_groups
 from mmengine.engine import Engine
 from mmengine.errors import ModelFormatError
 from mmengine.gguf_groups import groups_of_blocks
+from support.numpy_groups import groups_of, hard_rows
 from tiny_model import entries, sha256
 
 F32 = np.float32
 DTYPES = ["int8", "int4"]
 TABLES = ("tok_embeddings.weight", "output.weight")
-
-
-def half(value: F32) -> float:
-    """The nearest float16, ties to even; an OverflowError beyond."""
-    return struct.unpack("<e", struct.pack("<e", float(value)))[0]
-
-
-def int8_of(group: list[F32]) -> tuple[list[int], float]:
-    """One group by the definition, a number at a time."""
-    scale = half(max(abs(w) for w in group) / F32(127))
-    if scale == 0:
-        return [0] * len(group), scale
-    return [max(-127, min(127, round(float(w / F32(scale))))) for w in group], scale
-
-
-def int4_of(group: list[F32]) -> tuple[list[int], float, float]:
-    low, high = min(group), max(group)
-    minimum, scale = half(low), half((high - low) / F32(15))
-    if scale == 0:
-        return [0] * len(group), scale, minimum
-    steps = [(w - F32(minimum)) / F32(scale) for w in group]
-    return [max(0, min(15, round(float(step)))) for step in steps], scale, minimum
 
 
 def nibbles(packed: np.ndarray, columns: int) -> np.ndarray:
@@ -63,55 +41,17 @@ def nibbles(packed: np.ndarray, columns: int) -> np.ndarray:
     return codes[:, :columns]
 
 
-def groups(row: np.ndarray) -> Iterator[tuple[slice, list[F32]]]:
-    for start in range(0, len(row), 32):
-        yield slice(start, start + 32), list(row[start : start + 32])
-
-
-def hard_values(columns: int) -> np.ndarray:
-    """Rows of every size, with groups of zeros, of one number, and too small for a scale."""
-    draw = np.random.default_rng(columns)
-    values = draw.normal(0, 1, (40, columns)) * 2.0 ** draw.integers(-24, 12, (40, 1))
-    values[1] = 0.0
-    values[2] = -0.7
-    values[3] *= 1e-9
-    values[4, :] = 60000 + draw.integers(0, 2, columns) * 2.0**-8
-    values[5] = np.abs(values[5])
-    values[6] = -np.abs(values[6])
-    values[7] = draw.integers(-127, 128, columns) * 0.5  # ties
-    values[8] = draw.integers(0, 31, columns) * 0.5
-    values[9] = 60010.0  # not a float16, and no scale
-    return values.astype(F32)
-
-
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("columns", [32, 96, 80, 7, 1])
-def test_int8_bits(columns: int) -> None:
-    values = hard_values(columns)
-    made = quantize_groups(values, "int8")
-    assert (made.codes.dtype, made.codes.shape) == (np.int8, values.shape)
-    assert (made.scale.dtype, made.minimum) == (np.float16, None)
-    back = dequantize_groups(made, columns)
-    for row, scales, codes, found in zip(values, made.scale, made.codes, back, strict=True):
-        for (part, group), scale in zip(groups(row), scales, strict=True):
-            expected, step = int8_of(group)
-            assert (list(codes[part]), float(scale)) == (expected, step)
-            assert list(found[part]) == [F32(code) * F32(step) for code in expected]
-
-
-@pytest.mark.parametrize("columns", [32, 96, 80, 7, 1])
-def test_int4_bits(columns: int) -> None:
-    values = hard_values(columns)
-    made = quantize_groups(values, "int4")
-    assert made.minimum is not None
-    assert made.codes.shape == (40, 16 * -(-columns // 32))
-    unpacked, back = nibbles(made.codes, columns), dequantize_groups(made, columns)
-    for i, row in enumerate(values):
-        for j, (part, group) in enumerate(groups(row)):
-            expected, step, low = int4_of(group)
-            assert list(unpacked[i, part]) == expected
-            assert (float(made.scale[i, j]), float(made.minimum[i, j])) == (step, low)
-            values_of = [F32(code) * F32(step) + F32(low) for code in expected]
-            assert list(back[i, part]) == values_of
+def test_bits(columns: int, dtype: str) -> None:
+    values = hard_rows(columns)
+    made, expected = quantize_groups(values, dtype), groups_of(values, dtype)
+    assert made.codes.dtype == (np.int8 if dtype == "int8" else np.uint8)
+    assert (made.minimum is None) == (dtype == "int8")
+    np.testing.assert_array_equal(made.codes, expected.stored())
+    np.testing.assert_array_equal(made.scale, expected.scale)
+    np.testing.assert_array_equal(made.minimum, expected.minimum)
+    np.testing.assert_array_equal(dequantize_groups(made, columns), expected.values())
 
 
 def test_the_least_of_zeros_has_no_sign() -> None:
@@ -144,6 +84,15 @@ def stored(directory: Path) -> dict[str, np.ndarray]:
 def names_of(tensors: dict[str, Any], name: str) -> list[np.ndarray | None]:
     stem = name.removesuffix(".weight")
     return [tensors.get(f"{stem}.{end}") for end in ("weight", "weight_scale", "weight_min")]
+
+
+def assert_holds(tensors: dict[str, Any], name: str, values: np.ndarray, dtype: str) -> None:
+    """The matrix is `values`, quantised as `dtype` or, of a table, as int8."""
+    expected = quantize_groups(values, "int8" if name in TABLES else dtype)
+    codes, scale, minimum = names_of(tensors, name)
+    np.testing.assert_array_equal(codes, expected.codes)
+    np.testing.assert_array_equal(scale, expected.scale)
+    np.testing.assert_array_equal(minimum, expected.minimum)
 
 
 def value_of(tensors: dict[str, np.ndarray], name: str, columns: int) -> np.ndarray:
@@ -184,11 +133,7 @@ def test_q4_1_is_int4_without_loss(tmp_path: Path, tied: bool) -> None:
             assert minimum.tobytes() == blocks[..., 2:4].tobytes()
             np.testing.assert_array_equal(value_of(made, name, values.shape[1]), values)
     for name in TABLES[: 1 if tied else 2]:
-        codes, scale, minimum = names_of(made, name)
-        expected = quantize_groups(meant[name], "int8")
-        assert minimum is None
-        np.testing.assert_array_equal(codes, expected.codes)
-        np.testing.assert_array_equal(scale, expected.scale)
+        assert_holds(made, name, meant[name], "int4")
     assert ("output.weight" in made) != tied
     params = json.loads((tmp_path / "out" / "params.json").read_text())
     assert params["quantization"] == {
@@ -226,14 +171,7 @@ def test_other_gguf_types_go_by_their_value(tmp_path: Path, kind: Kind) -> None:
         made = stored(convert(tmp_path / "m.gguf", tmp_path / dtype, dtype))
         for name, values in meant.items():
             if values.ndim == 2:
-                own = "int8" if name in TABLES else dtype
-                expected = quantize_groups(values, own)
-                codes, scale, minimum = names_of(made, name)
-                np.testing.assert_array_equal(codes, expected.codes)
-                np.testing.assert_array_equal(scale, expected.scale)
-                assert (minimum is None) == (own == "int8")
-                if minimum is not None:
-                    np.testing.assert_array_equal(minimum, expected.minimum)
+                assert_holds(made, name, values, dtype)
 
 
 def test_blocks_that_are_no_groups_are_quantised_anew() -> None:
@@ -282,15 +220,11 @@ def test_rows_that_are_no_whole_groups(tmp_path: Path, layout: str, dtype: str) 
     made = stored(convert(tmp_path / "in", tmp_path / "out", dtype))
     for name, values in exact.items():
         if values.ndim == 2:
-            own = "int8" if name in TABLES else dtype
-            expected = quantize_groups(values, own)
-            codes, scale, minimum = names_of(made, name)
-            np.testing.assert_array_equal(codes, expected.codes)
-            np.testing.assert_array_equal(scale, expected.scale)
-            step = expected.scale.astype(F32).max()
+            assert_holds(made, name, values, dtype)
+            _, scale, minimum = names_of(made, name)
+            assert scale is not None
             error = np.abs(value_of(made, name, values.shape[1]) - values).max()
-            assert error <= step * (0.5 if own == "int8" else 0.52)
-            assert (minimum is None) == (own == "int8")
+            assert error <= scale.astype(F32).max() * (0.5 if minimum is None else 0.52)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -50,6 +50,31 @@ class Groups:
         return np.asarray(codes[..., :16] | codes[..., 16:] << 4).reshape(rows, -1)
 
 
+def hard_rows(k: int) -> Array:
+    """float32 rows for the quantiser: all signs and sizes, ties, zeros, subnormal scales."""
+    rng = np.random.default_rng(k)
+    w = rng.standard_normal((24, k)).astype(F32)
+    w[0] = 0
+    w[1] = 1.5
+    w[2] *= 1e-6  # a subnormal f16 scale
+    w[3] *= 1e-9  # too small for any
+    w[4] = np.abs(w[4]) + 3  # nothing near 0
+    w[5] = -np.abs(w[5]) - 3
+    w[6] = rng.integers(-127, 128, k) * 0.5  # ties
+    w[7] = rng.integers(0, 31, k) * 0.5
+    w[8] *= 10.0 ** rng.integers(-6, 3, k)
+    w[9, : k // 2] *= 1000
+    w[10] = 6e4 * np.sign(w[10])
+    w[11] = -7.25
+    w[12] = -0.0
+    w[13, ::2] = -0.0
+    w[14] = 60000 + rng.integers(0, 2, k) * 2.0**-8
+    w[15] = 60010.0  # no float16: the minimum is below or above all
+    w[16] = -0.7
+    w[17:] *= F32(2) ** rng.integers(-24, 12, (7, 1))
+    return w
+
+
 def groups_of(w: Any, dtype: str) -> Groups:
     """The quantiser, written down a second time."""
     w = np.asarray(w, F32)
