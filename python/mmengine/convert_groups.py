@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 GroupDtype = Literal["int8", "int4"]
+CODE_DTYPES: dict[str, GroupDtype] = {"I8": "int8", "U8": "int4"}  # of codes in safetensors
 
 GROUP = 32
 _HALF = GROUP // 2

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmengine.convert_groups import GroupDtype, Groups, dequantize_groups
+from mmengine.convert_groups import CODE_DTYPES, Groups, dequantize_groups
 from mmengine.convert_source import StoredGroups
 from mmengine.errors import ModelFormatError
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Rows = npt.NDArray[np.float32]
-
-_GROUP_DTYPES: dict[str, GroupDtype] = {"I8": "int8", "U8": "int4"}
 
 
 class StoredTensor:
@@ -52,7 +50,7 @@ class StoredTensor:
 def stored_groups(name: str, located: dict[str, StoredTensor], label: str) -> StoredGroups | None:
     """A matrix that `convert` made in a group format; None: it is of another."""
     tensor, stem = located[name], name.removesuffix(".weight")
-    dtype = _GROUP_DTYPES.get(tensor.dtype)
+    dtype = CODE_DTYPES.get(tensor.dtype)
     scale, minimum = (located.get(f"{stem}.{end}") for end in ("weight_scale", "weight_min"))
     if dtype is None or scale is None or (minimum is None) != (dtype == "int8"):
         return None

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmengine.convert_groups import GROUP, GroupDtype, stored_columns
+from mmengine.convert_groups import CODE_DTYPES, GROUP, GroupDtype, stored_columns
 from mmengine.verify_files import StoredTensor
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
-
-_DTYPES: dict[str, GroupDtype] = {"I8": "int8", "U8": "int4"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ def find_groups(tensors: Iterable[StoredTensor]) -> dict[str, GroupMatrix]:
     named = {tensor.name: tensor for tensor in tensors}
     found = {}
     for name, tensor in named.items():
-        dtype, stem = _DTYPES.get(tensor.dtype), name.removesuffix(".weight")
+        dtype, stem = CODE_DTYPES.get(tensor.dtype), name.removesuffix(".weight")
         scale, minimum = named.get(f"{stem}.weight_scale"), named.get(f"{stem}.weight_min")
         parts = [part for part in (scale, minimum) if part is not None]
         whole = all(part.dtype == "F16" and len(part.shape) == 2 for part in parts)
