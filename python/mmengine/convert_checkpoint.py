@@ -123,7 +123,7 @@ def open_checkpoint(directory: Path) -> Source:
         check_shape(label, stored[0], tensor.shape, expected)
         if groups is not None:
             read = dequantised_groups(groups, shape[-1])
-            tensors[name] = SourceTensor(shape, label, read, groups=groups)
+            tensors[name] = SourceTensor(shape, stored[0], label, read, groups=groups)
             continue
         if tensor.dtype not in _DTYPES:
             raise UnsupportedModelError(
@@ -135,9 +135,9 @@ def open_checkpoint(directory: Path) -> Source:
         read = _reader(tensor, step)
         if tensor.dtype == _FP8:
             fp8 = _stored_fp8(read, _scales(stored[0], located, native), step)
-            tensors[name] = SourceTensor(shape, label, _dequantised(fp8), step, fp8)
+            tensors[name] = SourceTensor(shape, stored[0], label, _dequantised(fp8), step, fp8)
         else:
-            tensors[name] = SourceTensor(shape, label, _as_float32(read), step)
+            tensors[name] = SourceTensor(shape, stored[0], label, _as_float32(read), step)
     from mmengine.vocabulary import tokenizer_file
 
     _check_tokenizer(directory, params)

@@ -95,7 +95,9 @@ def _source(file: GgufFile) -> Source:
                 tensor=tensor.name,
             )
         groups = _groups(file, tensor)
-        tensors[name] = SourceTensor(shape, label, _reader(file, tensor), groups=groups)
+        tensors[name] = SourceTensor(
+            shape, tensor.name, label, _reader(file, tensor), groups=groups
+        )
     return Source(where, [file.path], params, tensors, texts, file.close)
 
 

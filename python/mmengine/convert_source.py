@@ -60,7 +60,8 @@ class SourceTensor:
     """A matrix [rows, columns] or a vector (shape of rank 1, read as one row)."""
 
     shape: tuple[int, ...]
-    label: str  # "FILE: TENSOR", for messages
+    stored_name: str  # in the file
+    label: str  # "FILE: tensor NAME", for messages
     read: Callable[[int, int], Rows]  # rows [start, stop) as float32 [stop - start, columns]
     row_step: int = 1  # start and stop are multiples of this
     fp8: StoredFp8 | None = None

@@ -161,7 +161,7 @@ def _groups(tensor: SourceTensor, dtype: GroupDtype, start: int, stop: int) -> G
         f"{tensor.label}: row {start + row} has a value that no float16 scale of {dtype} reaches, "
         f"expected at most {_REACH[dtype]} in magnitude; convert to fp8 or bf16",
         code="scale",
-        tensor=tensor.label.rpartition("tensor ")[2].strip('"'),
+        tensor=tensor.stored_name,
     )
 
 
@@ -221,5 +221,5 @@ def _check_finite(
         f"{tensor.label}: {values[row, column]} at {index}, expected finite numbers; "
         "download the model again",
         code="non_finite",
-        tensor=tensor.label.rpartition("tensor ")[2].strip('"'),
+        tensor=tensor.stored_name,
     )

@@ -244,7 +244,7 @@ def test_memory_does_not_grow_with_the_tensor() -> None:
         def write(self, data: memoryview) -> None:
             assert len(data) <= 16 << 20
 
-    tensor = SourceTensor((30_000, 4096), "file: tensor t", read, row_step=48)
+    tensor = SourceTensor((30_000, 4096), "t", "file: tensor t", read, row_step=48)
     write_tensor(Sink(), tensor, "f32", lambda count: None)  # type: ignore[arg-type]
     assert pieces[0][0] == 0
     assert pieces[-1][1] == 30_000
