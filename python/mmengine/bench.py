@@ -151,7 +151,7 @@ def _whole_run(
     tokens = min(_WHOLE_TOKENS, engine.max_context // 2)
 
     def measure() -> float:
-        return _measure_batch(engine, prompts.draw(batch, tokens), _params(tokens), tokens)
+        return _measure_batch(engine, prompts.draw(batch, tokens), tokens)
 
     what = f"whole run of {batch} requests"
     seconds = statistics.median(_repeated(measure, repeat, what, on_run))
@@ -193,12 +193,11 @@ def _measure(
     engine: Engine, batch: list[list[int]], gen_tokens: int, prompts: _Prompts
 ) -> tuple[float, float]:
     """Seconds of prefill and of `gen_tokens` decode steps."""
-    params = _params(gen_tokens + 1)
     if len(batch) == 1:
-        return _measure_stream(engine, batch[0], params, gen_tokens)
+        return measure_stream(engine, batch[0], gen_tokens)
     others = prompts.draw(len(batch), len(batch[0]))
-    prefill_s = _measure_batch(engine, others, _params(1), 1)
-    total_s = _measure_batch(engine, batch, params, gen_tokens + 1)
+    prefill_s = _measure_batch(engine, others, 1)
+    total_s = _measure_batch(engine, batch, gen_tokens + 1)
     if total_s <= prefill_s:
         raise EngineDeadError(
             f"bench: {gen_tokens} decode steps took no measurable time; give more --gen-tokens"
@@ -206,12 +205,11 @@ def _measure(
     return prefill_s, total_s - prefill_s
 
 
-def _measure_stream(
-    engine: Engine, prompt: list[int], params: SamplingParams, gen_tokens: int
-) -> tuple[float, float]:
+def measure_stream(engine: Engine, prompt: list[int], gen_tokens: int) -> tuple[float, float]:
+    """Seconds to the first greedy token after `prompt`, and of `gen_tokens` further ones."""
     started_at = time.perf_counter()
     arrivals: list[tuple[float, int]] = []
-    for delta in engine.stream(prompt, params):
+    for delta in engine.stream(prompt, _params(gen_tokens + 1)):
         if delta.token_ids:
             arrivals.append((time.perf_counter(), len(delta.token_ids)))
     _check_count(sum(count for _, count in arrivals), gen_tokens + 1)
@@ -234,11 +232,10 @@ def _first_token(engine: Engine, prompt: list[int], tokens: int) -> tuple[float,
     return first_s, answer
 
 
-def _measure_batch(
-    engine: Engine, batch: list[list[int]], params: SamplingParams, tokens: int
-) -> float:
+def _measure_batch(engine: Engine, batch: list[list[int]], tokens: int) -> float:
+    """Seconds of `tokens` tokens for every prompt, from the first to the last."""
     started_at = time.perf_counter()
-    completions = engine.generate(batch, params)
+    completions = engine.generate(batch, _params(tokens))
     seconds = time.perf_counter() - started_at
     for completion in completions:
         _check_count(len(completion.token_ids), tokens)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-import time
 
 import mmengine
+from mmengine.bench import measure_stream
 from peers.worker import mean_nll, serve
 
 
@@ -29,17 +29,7 @@ class Ours:
 
     def run(self, prompt: list[int], gen: int) -> tuple[float, float]:
         """As Peer.run."""
-        params = mmengine.SamplingParams(max_tokens=gen + 1, temperature=0.0, ignore_eos=True)
-        arrivals: list[tuple[float, int]] = []
-        began_at = time.perf_counter()
-        for delta in self._engine.stream(prompt, params):
-            if delta.token_ids:
-                arrivals.append((time.perf_counter(), len(delta.token_ids)))
-        if (got := sum(count for _, count in arrivals)) != gen + 1:
-            raise SystemExit(f"expected {gen + 1} tokens, got {got}")
-        (first_at, first_count), (last_at, _) = arrivals[0], arrivals[-1]
-        # A first delta of several tokens holds steps, too: scale by the steps that were timed.
-        return first_at - began_at, (last_at - first_at) * gen / (gen + 1 - first_count)
+        return measure_stream(self._engine, prompt, gen)
 
     def nll(self, ids: list[int]) -> float:
         """As Peer.nll."""

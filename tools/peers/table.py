@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from peers.formats import LLAMA
 from peers.process import Run
 
 
@@ -51,7 +52,7 @@ class Ratio:
     bound: float
 
 
-_GGUF = tuple(f"llama.cpp-{dtype}" for dtype in ("F32", "F16", "BF16", "Q8_0", "Q4_1"))
+_GGUF = tuple(f"llama.cpp-{dtype}" for dtype in LLAMA)
 HEADLINES = (
     Headline("8-bit decode", "decode", ("mmengine-fp8",), ("llama.cpp-Q8_0",), 1.25),
     Headline("4-bit decode", "decode", ("mmengine-int4",), ("llama.cpp-Q4_1",), 1.5),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,7 +48,7 @@ def mean_nll(logits: npt.NDArray[np.float32], ids: list[int]) -> float:
     return total / len(targets)
 
 
-def serve(make: Any) -> None:
+def serve(make: Callable[[], Peer]) -> None:
     """Answers until stdin ends; `make` loads the engine."""
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)
@@ -56,7 +57,7 @@ def serve(make: Any) -> None:
         answers.write(json.dumps(values) + "\n")
         answers.flush()
 
-    peer: Peer = make()
+    peer = make()
     answer(about=peer.about)
     for line in sys.stdin:
         question = json.loads(line)
