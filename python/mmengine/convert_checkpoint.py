@@ -105,14 +105,14 @@ def open_checkpoint(directory: Path) -> Source:
     files, located = _locate(directory, native)
     tensors = {}
     for name, shape in native_shapes(params).items():
-        stored = [choice for choice in _stored_names(name, native) if choice in located]
+        stored = [choice for choice in stored_names(name, native) if choice in located]
         if not stored:
             raise ModelFormatError(
-                f"{directory.name}: tensor {quoted(_stored_names(name, native)[0])} is missing; "
+                f"{directory.name}: tensor {quoted(stored_names(name, native)[0])} is missing; "
                 "download the checkpoint again",
                 code="missing_tensor",
                 file=str(directory),
-                tensor=_stored_names(name, native)[0],
+                tensor=stored_names(name, native)[0],
             )
         tensor = located[stored[0]]
         label = f"{tensor.path.name}: tensor {quoted(stored[0])}"
@@ -320,7 +320,7 @@ def _locate(directory: Path, native: bool) -> tuple[list[Path], dict[str, Stored
     return files, located
 
 
-def _stored_names(native_name: str, native: bool) -> list[str]:
+def stored_names(native_name: str, native: bool) -> list[str]:
     """What a tensor may be called in the files of a layout."""
     if native:
         return [native_name]

@@ -8,12 +8,15 @@ from pathlib import Path
 import bench_peers
 import numpy as np
 import pytest
+from make_tiny_model import make_tiny_model
 from peers import process as processes
 from peers import table
 from peers.formats import NAMES
+from peers.hugging_face import write_checkpoint
 from peers.process import Clocks, Process, Run
 from peers.worker import mean_nll
 
+from mmengine.convert import convert
 from mmengine.perplexity import negative_log_likelihood
 from mmengine.processor_time import ProcessorTime
 
@@ -136,6 +139,30 @@ def test_quality_is_that_of_perplexity():
     ids = [int(token) for token in random.integers(0, 40, 150)]
     expected = negative_log_likelihood(logits[:-1], np.asarray(ids[1:])).mean()
     assert mean_nll(logits, ids) == pytest.approx(expected, rel=1e-12)
+
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+
+def test_the_peers_checkpoint_is_the_same_model(tmp_path):
+    make_tiny_model(tmp_path / "in", tied=True)
+    ours = convert(tmp_path / "in", tmp_path / "ours", "f32")
+    for name in TOKENIZER:
+        (ours / name).write_text(name)
+    write_checkpoint(ours, tmp_path / "theirs")
+    for name in TOKENIZER:
+        assert (tmp_path / "theirs" / name).read_text() == name
+        (tmp_path / "theirs" / name).unlink()
+    back = convert(tmp_path / "theirs", tmp_path / "back", "f32")
+    for name in ("consolidated.safetensors", "params.json"):
+        assert (back / name).read_bytes() == (ours / name).read_bytes()
+
+
+def test_a_head_of_its_own_is_refused(tmp_path):
+    make_tiny_model(tmp_path / "in")
+    ours = convert(tmp_path / "in", tmp_path / "ours", "f32")
+    with pytest.raises(SystemExit, match="expected tied embeddings, got a head"):
+        write_checkpoint(ours, tmp_path / "theirs")
 
 
 def runs(prefill, decode):

@@ -15,6 +15,7 @@ from pathlib import Path
 from gguf import GGUFReader
 
 from mmengine import cache, convert
+from peers.hugging_face import write_checkpoint
 
 OURS = ("bf16", "fp8", "int8", "int4")
 LLAMA = ("F32", "F16", "BF16", "Q8_0", "Q4_1")
@@ -63,10 +64,12 @@ class Files:
 
     def _hugging_face(self) -> Path:
         source, path = self.folder / "f32", self.folder / "hf"
-        if not path.is_dir() and not source.is_dir():
-            self.on_make(str(source))
-            convert.convert(cache.fetch(cache.DEMO), source, weight_dtype="f32")
-        return self._made(path, "torch_transformers", str(source), str(path))
+        if not path.is_dir():
+            self.on_make(str(path))
+            if not source.is_dir():
+                convert.convert(cache.fetch(cache.DEMO), source, weight_dtype="f32")
+            write_checkpoint(source, path)
+        return path
 
     def _ctranslate(self) -> Path:
         path = self.folder / "ct2"
