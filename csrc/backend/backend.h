@@ -32,6 +32,11 @@ struct HostTensor {  // borrowed from a Checkpoint
   explicit operator bool() const { return data != nullptr; }
 };
 
+// Elements of a stored row of k weights: u8 holds two codes each, of whole groups.
+constexpr std::int64_t stored_columns(DType dtype, std::int64_t k) {
+  return dtype == DType::u8 ? num_groups(k) * kGroup / 2 : k;
+}
+
 // Element i as f32. A file may have its tensors at any byte, so data need not be aligned.
 inline float read_element(const HostTensor& tensor, std::int64_t i) {
   const auto load = [&]<class T>(T value) {

@@ -15,7 +15,7 @@ namespace {
 using Group = std::array<float, kGroup>;
 
 constexpr std::int32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
-constexpr std::uint16_t kHalfInfinity = 0x7c00, kHalfNaN = 0x7e00;
+constexpr std::uint16_t kHalfInfinity = 0x7c00;
 
 std::int32_t bits_of(float value) { return std::bit_cast<std::int32_t>(value); }
 

@@ -9,6 +9,8 @@
 
 namespace mmengine {
 
+constexpr std::uint16_t kHalfNaN = 0x7e00;  // scale of a group that is not finite
+
 struct GroupScale {  // f16 bits
   std::uint16_t scale = 0, min = 0;
 };

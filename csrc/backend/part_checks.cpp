@@ -71,7 +71,7 @@ bool none_above(const void* data, std::size_t count, Int magnitude, Int finite) 
 void check_part(const Part& part, const WeightSpec& spec) {
   const HostTensor& w = part.weight;
   const bool packed_codes = w.dtype == DType::u8;
-  const std::int64_t columns = packed_codes ? num_groups(spec.k) * kGroup / 2 : spec.k;
+  const std::int64_t columns = stored_columns(w.dtype, spec.k);
   MM_CHECK(
       (w.data != nullptr || w.seed) && w.shape.rank == 2 && w.shape[1] == columns && w.shape[0] > 0,
       "pack", part.source.text(), ": expected shape [rows, ", columns, "], got [", w.shape[0], ", ",

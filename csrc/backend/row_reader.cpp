@@ -74,7 +74,6 @@ float row_scale(const Part& part, std::int64_t row) {
   return read_element(part.weight_scale, part.weight_scale.shape.count() == 1 ? 0 : row);
 }
 
-constexpr std::uint16_t kHalfNaN = 0x7e00;
 bool not_finite(std::uint16_t half) { return (half & 0x7c00u) == 0x7c00u; }
 
 }  // namespace

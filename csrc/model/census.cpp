@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "backend/backend.h"
 #include "model/fields.h"
 
 namespace mmengine {
@@ -110,10 +111,7 @@ void add_vision(Groups& groups, const ModelConfig& config) {
 }
 
 std::int64_t stored_bytes(const TensorGroup& group) {
-  if (group.dtype == DType::u8) {
-    return group.count * group.rows * num_groups(group.columns) * kGroup / 2;
-  }
-  return group.count * group.rows * group.columns *
+  return group.count * group.rows * stored_columns(group.dtype, group.columns) *
          static_cast<std::int64_t>(dtype_bytes(group.dtype));
 }
 

@@ -59,8 +59,7 @@ void add_text(const ModelConfig& config, std::vector<SyntheticTensor>& tensors) 
     for (std::size_t i = 0; i < entry.parts.size(); ++i) {
       const std::string& name = entry.parts[i];
       const DType dtype = stored.dtype(name);
-      const std::int64_t columns = dtype == DType::u8 ? num_groups(k) * kGroup / 2 : k;
-      tensors.push_back({name, dtype, {entry.rows[i], columns}, {}});
+      tensors.push_back({name, dtype, {entry.rows[i], stored_columns(dtype, k)}, {}});
       if (dtype == DType::e4m3) add_scales(config, name, entry.spec.role, k, tensors);
       const std::vector<std::int64_t> groups{entry.rows[i], num_groups(k)};
       if (config.group_format) tensors.push_back({str(name, kWeightScale), DType::f16, groups, {}});

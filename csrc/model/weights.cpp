@@ -219,9 +219,8 @@ void check_model_shapes(const ModelConfig& config, const Checkpoint& checkpoint)
                                        traits(BackendKind::ref), sizes_do_not_matter);
   for (const WeightEntry& entry : plan.weights) {
     for (std::size_t i = 0; i < entry.parts.size(); ++i) {
-      const bool int4 = checkpoint.tensor(entry.parts[i]).dtype == DType::u8;
-      const std::int64_t columns = int4 ? num_groups(entry.spec.k) * kGroup / 2 : entry.spec.k;
-      check_shape(checkpoint, entry.parts[i], {entry.rows[i], columns});
+      const DType dtype = checkpoint.tensor(entry.parts[i]).dtype;
+      check_shape(checkpoint, entry.parts[i], {entry.rows[i], stored_columns(dtype, entry.spec.k)});
     }
   }
   for (const NormEntry& entry : plan.norms) {
