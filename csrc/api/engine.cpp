@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "api/load.h"
+#include "api/waiting_list.h"
 #include "base/check.h"
 #include "runtime/mask_worker.h"
 #include "runtime/model_runner.h"
@@ -73,12 +74,11 @@ struct Engine::Impl {
         description(std::move(loaded.description)),
         threads(loaded.threads),
         base_seed(loaded.seed ? *loaded.seed : system_seed()),
-        max_waiting(loaded.max_waiting),
-        max_waiting_tokens(loaded.max_waiting_tokens),
         limits(loaded.plan.limits),
         cache(loaded.plan.num_blocks, loaded.plan.kv.block_tokens, loaded.prefix_cache),
         scheduler({limits, limits.context_tokens, loaded.plan.prefill_chunk}, cache),
-        runner(std::make_unique<ModelRunner>(loaded.plan, std::move(loaded.rank))) {
+        runner(std::make_unique<ModelRunner>(loaded.plan, std::move(loaded.rank))),
+        waiting(loaded.max_waiting, loaded.max_waiting_tokens) {
     snapshot();
   }
 
@@ -90,8 +90,9 @@ struct Engine::Impl {
   bool step(const Sink& sink);
   void take_inbox(const Sink& sink);
   std::vector<Output> compute(const StepResult*& result);
-  void check_room(std::int64_t prompt) const;  // inbox_mutex is held
-  void check_alive();                          // Error{engine_dead}
+  void begun(const Schedule& schedule);         // their room in the queue is free
+  void end(RequestId id, FinishReason reason);  // at the next step
+  void check_alive();                           // Error{engine_dead}
   void die(const std::string& cause);
   void free();  // the model, and the requests with all that their hosts gave them; after die
   double measure(double (Backend::*probe)());  // between steps, checked
@@ -104,8 +105,6 @@ struct Engine::Impl {
   std::string description;
   int threads;
   std::uint64_t base_seed;
-  int max_waiting;                  // requests
-  std::int64_t max_waiting_tokens;  // 0: any number
   StepLimits limits;
   const pid_t process = ::getpid();
 
@@ -123,8 +122,7 @@ struct Engine::Impl {
 
   mutable std::mutex inbox_mutex;  // guards what follows; never held while computing
   std::vector<std::unique_ptr<Sequence>> submitted;
-  std::int64_t submitted_tokens = 0;
-  SchedulerCounts counts;  // after the last step
+  WaitingList waiting;
   std::vector<Ending> endings;
   std::multimap<Clock::time_point, RequestId> deadlines;  // of ended requests, too
   RequestId next_id = 1;
@@ -196,14 +194,12 @@ void Engine::Impl::take_inbox(const Sink& sink) {
   {
     const std::lock_guard lock(inbox_mutex);
     arrived.swap(submitted);
-    counts.queued += static_cast<int>(arrived.size());
-    counts.queued_tokens += submitted_tokens;
     stats.requests_waiting += static_cast<int>(arrived.size());
-    submitted_tokens = 0;
     ended.swap(endings);
     const auto past = deadlines.upper_bound(Clock::now());
     for (auto d = deadlines.begin(); d != past; ++d) {
       ended.push_back({d->second, FinishReason::cancelled});
+      waiting.leave(d->second);
     }
     deadlines.erase(deadlines.begin(), past);
   }
@@ -226,6 +222,7 @@ std::vector<Output> Engine::Impl::compute(const StepResult*& result) {
     MM_CHECK(now.waiting + now.running == 0, "scheduler", "requests wait and none can be computed");
     return {};
   }
+  begun(schedule);
   const bool with_logits = std::any_of(schedule.spans.begin(), schedule.spans.end(),
                                        [](const Span& span) { return span.sequence->logits; });
   const Batch batch = make_batch(schedule, limits, runner->step_input());
@@ -295,19 +292,15 @@ void Engine::Impl::publish_end(const Sequence& sequence, const Sink& sink) {
   sink(out);
 }
 
-void Engine::Impl::check_room(std::int64_t prompt) const {
-  const auto refuse = [](std::int64_t number, const char* what) {
-    throw Error(ErrorCode::overloaded, "engine",
-                str(number, " ", what, " are waiting already; try again later"),
-                {.reason = "queue_full", .retry_after = 1.0});
-  };
-  const std::int64_t requests = counts.queued + static_cast<std::int64_t>(submitted.size());
-  if (requests >= max_waiting) refuse(requests, "requests");
-  const std::int64_t tokens = counts.queued_tokens + submitted_tokens;
-  // A prompt that is longer than the queue may wait alone.
-  if (max_waiting_tokens > 0 && tokens > 0 && tokens + prompt > max_waiting_tokens) {
-    refuse(tokens, "prompt tokens");
-  }
+void Engine::Impl::begun(const Schedule& schedule) {
+  const std::lock_guard lock(inbox_mutex);
+  for (const Span& span : schedule.spans) waiting.leave(span.sequence->id);
+}
+
+void Engine::Impl::end(RequestId id, FinishReason reason) {
+  const std::lock_guard lock(inbox_mutex);
+  endings.push_back({id, reason});
+  waiting.leave(id);
 }
 
 void Engine::Impl::snapshot() {
@@ -328,7 +321,6 @@ void Engine::Impl::snapshot() {
   now.requests_running = count.running;
   now.requests_waiting = count.waiting;
   const std::lock_guard lock(inbox_mutex);
-  counts = count;
   stats = now;
 }
 
@@ -388,7 +380,7 @@ RequestId Engine::submit(Request request) {
                 str("expected a request submitted before, got ", request.same_prompt_as),
                 {.reason = "out_of_range", .param = "same_prompt_as"});
   }
-  impl.check_room(sequence->num_prompt_tokens);
+  impl.waiting.check(sequence->num_prompt_tokens);
   sequence->id = impl.next_id++;
   sequence->seed = sequence->sampling.seed.value_or(mix(impl.base_seed ^ mix(sequence->id)));
   const RequestId id = sequence->id;
@@ -396,22 +388,13 @@ RequestId Engine::submit(Request request) {
     const std::chrono::duration<double> time(request.deadline_s);
     impl.deadlines.emplace(Clock::now() + std::chrono::duration_cast<Clock::duration>(time), id);
   }
-  impl.submitted_tokens += sequence->num_prompt_tokens;
+  impl.waiting.enter(id, sequence->num_prompt_tokens);
   impl.submitted.push_back(std::move(sequence));
   return id;
 }
 
-void Engine::cancel(RequestId id) {
-  Impl& impl = live();
-  const std::lock_guard lock(impl.inbox_mutex);
-  impl.endings.push_back({id, FinishReason::cancelled});
-}
-
-void Engine::finish(RequestId id) {
-  Impl& impl = live();
-  const std::lock_guard lock(impl.inbox_mutex);
-  impl.endings.push_back({id, FinishReason::stop});
-}
+void Engine::cancel(RequestId id) { live().end(id, FinishReason::cancelled); }
+void Engine::finish(RequestId id) { live().end(id, FinishReason::stop); }
 
 bool Engine::step(const Sink& sink) {
   Impl& impl = live();

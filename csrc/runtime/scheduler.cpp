@@ -24,11 +24,7 @@ SchedulerCounts Scheduler::counts() const {
   SchedulerCounts counts;
   for (const auto& sequence : sequences_) {
     if (sequence->status == Status::running) ++counts.running;
-    if (sequence->status != Status::waiting) continue;
-    ++counts.waiting;
-    if (sequence->preemptions > 0) continue;
-    ++counts.queued;
-    counts.queued_tokens += sequence->num_prompt_tokens;
+    if (sequence->status == Status::waiting) ++counts.waiting;
   }
   return counts;
 }

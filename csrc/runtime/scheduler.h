@@ -34,8 +34,6 @@ struct Output {  // one sequence's share of a commit
 
 struct SchedulerCounts {
   int running = 0, waiting = 0;  // waiting: those who gave up their KV, too
-  int queued = 0;                // those who have not begun, and the tokens of their prompts
-  std::int64_t queued_tokens = 0;
 };
 
 class Scheduler {

@@ -25,8 +25,8 @@ class MM_EXPORT Engine {
   ~Engine();  // closes
 
   RequestId submit(Request request);  // validates and queues; Error{request | overloaded}
-  void cancel(RequestId id);          // unknown or finished ids are ignored
-  void finish(RequestId id);          // ends it with reason "stop": a stop string was seen
+  void cancel(RequestId id);  // unknown or finished ids are ignored; its room in the queue is free
+  void finish(RequestId id);  // ends it with reason "stop": a stop string was seen
 
   // One step; false = nothing left to do. What the sink throws ends neither the step nor a request:
   // it is thrown on at the end.

@@ -306,6 +306,32 @@ def test_limits_of_the_queue(core: Any) -> None:
     assert list(run(engine)[0]) == [long]
 
 
+@pytest.mark.parametrize("limits", [{"max_waiting": 3}, {"max_waiting_tokens": 120}], ids=str)
+@pytest.mark.parametrize("how", ["cancel", "finish"])
+def test_ended_requests_leave_the_queue_at_once(
+    core: Any, how: str, limits: dict[str, int]
+) -> None:
+    """Before and after a step has taken them over; each counts once."""
+    engine = core(max_batch=1, **limits)
+    engine.submit(PROMPT, params(max_tokens=50))
+    engine.step()
+    for _ in range(3):
+        taken = [engine.submit(PROMPT, params(max_tokens=1)) for _ in range(2)]
+        engine.step()
+        fresh = engine.submit(PROMPT, params(max_tokens=1))
+        for _ in range(2):
+            with pytest.raises(mmengine.OverloadedError, match="^engine: (3|120) "):
+                engine.submit(PROMPT, params(max_tokens=1))
+            for request in (taken[0], fresh, fresh):
+                getattr(engine, how)(request)
+            again = [engine.submit(PROMPT, params(max_tokens=1)) for _ in range(2)]
+            taken, fresh = [taken[1], again[0]], again[1]
+        for request in (*taken, fresh):
+            engine.cancel(request)
+    assert engine.stats().requests_running == 1
+    run(engine)
+
+
 def test_the_request_that_another_waits_for_was_submitted_before(core: Any) -> None:
     """Itself or one to come would be waited for without end."""
     engine = core()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -65,14 +65,26 @@ def test_every_answer_counts(tiny: Tiny) -> None:
         one = engine.submit(PROMPT, sampled())
         with pytest.raises(errors.OverloadedError):
             engine.submit(PROMPT, sampled(n=3))
-        one.cancel()
-        while engine.stats().requests_waiting:  # the two that were taken go with the next step
-            time.sleep(0.001)
+        one.cancel()  # and the two that were taken are, too: their room is free at once
         fits = engine.submit(PROMPT, sampled(n=3))
         assert not running.done
         running.cancel()
         assert len(fits.result().choices) == 3
         assert len(engine.generate(PROMPT, sampled(n=3)).choices) == 3
+
+
+def test_a_list_after_cancelled_requests(tiny: Tiny) -> None:
+    """A full queue of which everything was cancelled takes it, before another step."""
+    engine, core, running = filled(tiny, max_waiting=2)
+    with engine, ThreadPoolExecutor(1) as other:
+        with core.turn:
+            waiting = [engine.submit(PROMPT, greedy()) for _ in range(2)]
+            for request in (running, *waiting):
+                request.cancel()
+            batch = other.submit(engine.generate, [PROMPT] * 3, greedy())
+            with pytest.raises(TimeoutError):  # it waits for its turn, and was not refused
+                batch.result(timeout=0.05)
+        assert [len(done.token_ids) for done in batch.result()] == [24] * 3
 
 
 def test_more_answers_than_the_queue_holds(tiny: Tiny) -> None:

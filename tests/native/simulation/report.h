@@ -40,7 +40,7 @@ constexpr Rule kRules[] = {
      "same_prompt_as: begins after that prompt is computed, with all of it that is common"},
     {"copies", "a copied block is its new holder's alone, its source is held, none is both"},
     {"core", "no internal check of the core fails"},
-    {"counts", "running, waiting and queued requests are told as they are"},
+    {"counts", "running and waiting requests are told as they are"},
     {"fairness", "first come, first served; the youngest gives way; nobody waits for ever"},
     {"fed", "the id of a row is the token of its position"},
     {"limits", "rows, sequences and logits rows of a step stay within its limits"},
