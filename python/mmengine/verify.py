@@ -220,7 +220,7 @@ def _scales(copy: _Copy) -> _Answer:
     if groups:
         problems = bad_group_scales(copy.path, groups)
         if problems:
-            return "fail", f"not finite, or negative scales of groups: {_some(problems)}"
+            return "fail", f"scales of groups: {_some(problems)}"
         if not scales:
             return "ok", f"those of {len(groups)} matrices in groups finite, none negative"
     bad = [

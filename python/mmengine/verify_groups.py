@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmengine.convert_groups import CODE_DTYPES, GROUP, GroupDtype, stored_columns
+from mmengine.convert_groups import CODE_DTYPES, GROUP, GroupDtype, group_count, stored_columns
 from mmengine.verify_files import StoredTensor
 
 if TYPE_CHECKING:
@@ -34,6 +34,18 @@ class GroupMatrix:
     def parts(self) -> tuple[StoredTensor, ...]:
         """The tensors that belong to the codes."""
         return (self.scale,) if self.minimum is None else (self.scale, self.minimum)
+
+    @property
+    def part_shape(self) -> tuple[int, int]:
+        """What the shape of each of them must be: rows, groups."""
+        rows, width = self.codes.shape
+        return rows, group_count(width if self.dtype == "int8" else 2 * width)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is a scale and, of int4 alone, a minimum for every code."""
+        parts = all(part.shape == self.part_shape for part in self.parts)
+        return parts and (self.minimum is None) == (self.dtype == "int8")
 
 
 def find_groups(tensors: Iterable[StoredTensor]) -> dict[str, GroupMatrix]:
@@ -73,10 +85,15 @@ def read_group_scales(folder: Path, matrix: GroupMatrix) -> list[Array]:
 
 
 def bad_group_scales(folder: Path, groups: Mapping[str, GroupMatrix]) -> list[str]:
-    """The tensors with a scale that is negative or not finite, or a minimum that is not finite."""
+    """The scales and minimums that have a wrong shape or a value that is not finite, and the scales
+    that have a negative one."""
     bad = []
     for _, matrix in sorted(groups.items()):
         for part, values in zip(matrix.parts, read_group_scales(folder, matrix), strict=True):
+            if part.shape != matrix.part_shape:
+                expected = list(matrix.part_shape)
+                bad.append(f"{part.name}: expected the shape {expected}, got {list(part.shape)}")
+                continue
             good = np.isfinite(values)
             if part is matrix.scale:
                 good &= values >= 0
@@ -89,7 +106,8 @@ def bad_group_scales(folder: Path, groups: Mapping[str, GroupMatrix]) -> list[st
 def sample_groups(
     matrix: GroupMatrix, raw: Array, first: int, step: int, scales: list[Array]
 ) -> Array:
-    """float64 values of every `step`-th byte of `raw`, which begins at byte `first` of the codes.
+    """float64 values of every `step`-th byte of `raw`, which begins at byte `first` of the codes
+    of a whole matrix.
 
     `scales` is what read_group_scales gives. The last group of several is left out, because it may
     be padded.

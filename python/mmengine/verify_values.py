@@ -173,10 +173,13 @@ def _wrong(raw: Array, dtype: str) -> Array:
 def _sampler(
     folder: Path, tensor: StoredTensor, scales: Mapping[str, Array], matrix: GroupMatrix | None
 ) -> Sampler | None:
-    """(piece, its first item) -> its values, evenly thinned; None: the tensor is no linear."""
+    """(piece, its first item) -> its values, evenly thinned; None: the tensor is no linear, or has
+    no values, because its scales do not fit."""
     if _LINEAR.fullmatch(tensor.name) is None:
         return None
     if matrix is not None:
+        if not matrix.is_whole:
+            return None
         of_groups = read_group_scales(folder, matrix)
         return lambda raw, first: sample_groups(matrix, raw, first, _step(raw), of_groups)
     if tensor.dtype not in _EXPONENTS:

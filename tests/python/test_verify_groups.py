@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +77,35 @@ def test_bad_scales(tmp_path: Path, dtype: str, end: str, value: float) -> None:
     assert f"{NAME}.weight_{end}: {value:g} at [3, 2]" in checks["scales"][1]
     assert (checks["values"][0] == "fail") == (not np.isfinite(value))
     assert checks["checksums"][0] == "fail"
+
+
+@pytest.mark.parametrize("end", ["weight_scale", "weight_min"])
+@pytest.mark.parametrize("cut", [np.s_[:5], np.s_[:0], np.s_[:, :2], np.s_[:, :0], np.s_[0]])
+def test_scales_of_a_wrong_shape(made: Path, end: str, cut: Any) -> None:
+    """Those of an int8 matrix have no minimum: a scale too many, then."""
+    file = made / "consolidated.safetensors"
+    tensors = load_file(file)
+    tensors[f"{NAME}.{end}"] = tensors[f"{NAME}.weight_scale"][cut].copy()
+    save_file(tensors, file)
+    checks = found(made)
+    failing = {name for name, (status, _) in checks.items() if status == "fail"}
+    assert failing >= {"loader", "checksums"}
+    assert failing <= {"loader", "checksums", "scales", "contents", "values"}
+    shape = tensors[f"{NAME}.{end}"].shape
+    if len(shape) == 2:
+        assert checks["scales"][0] == "fail"
+        assert f"{NAME}.{end}: expected the shape [48, 3], got {list(shape)}" in checks["scales"][1]
+    assert checks["values"][0] == "ok"
+
+
+def test_a_minimum_beside_int8(tmp_path: Path) -> None:
+    make_tiny_model(tmp_path / "in", hidden=32)
+    path = convert(tmp_path / "in", tmp_path / "made", "int8")
+    tensors = load_file(path / "consolidated.safetensors")
+    name = "layers.0.feed_forward.w1"
+    tensors[f"{name}.weight_min"] = tensors[f"{name}.weight_scale"]
+    save_file(tensors, path / "consolidated.safetensors")
+    assert found(path)["loader"][0] == "fail"
 
 
 def test_a_code_that_int8_does_not_have(tmp_path: Path) -> None:
