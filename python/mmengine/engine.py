@@ -10,12 +10,12 @@ import logging
 import os
 import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
 from mmengine import cache
+from mmengine.background import in_thread
 from mmengine.core import (
     KV_DTYPES,
     WEIGHT_DTYPES,
@@ -26,7 +26,7 @@ from mmengine.core import (
 )
 from mmengine.driver import Driver
 from mmengine.efforts import EffortPolicy
-from mmengine.errors import Error, ModelFormatError, UsageError
+from mmengine.errors import ModelFormatError, UsageError
 from mmengine.grammars import Grammars
 from mmengine.handle import Deltas
 from mmengine.intake import Intake
@@ -58,23 +58,25 @@ def _load(
 
     An error of the tokenizer's stops the weights, and comes before one of theirs.
     """
-    with ThreadPoolExecutor(1, "mmengine-tokenizer") as reader:
-        reading = reader.submit(load_tokenizer, path)
+    reading = in_thread(load_tokenizer, path)
 
-        def check() -> None:
-            if reading.done():
-                reading.result()
-
-        try:
-            core = load_core(path, options, progress, check)
-        except Error:
+    def check() -> None:
+        if reading.done():
             reading.result()
-            raise
-        try:
-            return core, reading.result()
-        except BaseException:
-            core.close()
-            raise
+
+    try:
+        core = load_core(path, options, progress, check)
+    except Exception:
+        reading.result()
+        raise
+    except BaseException:  # Ctrl-C: no thread is left behind
+        reading.exception()
+        raise
+    try:
+        return core, reading.result()
+    except BaseException:
+        core.close()
+        raise
 
 
 class Engine:
@@ -329,7 +331,9 @@ class Engine:
         wake = loop_waker(arrived)
         chat = ChatOptions(**options)
         # In a thread: the loop waits neither for a long prompt's tokens nor for a new grammar.
-        made = await asyncio.to_thread(self._intake.one_answer, prompt, params, chat, terms)
+        made = await asyncio.wrap_future(
+            in_thread(self._intake.one_answer, prompt, params, chat, terms)
+        )
         inbox = self._intake.stream(made, terms, wake)
         try:
             while True:

@@ -269,6 +269,26 @@ def test_the_interpreter_exits_with_live_requests(kind: str, tiny: Tiny) -> None
     assert run_script(EXIT, tiny(max_context=8192), kind) == ""
 
 
+OUTLIVES = """
+import asyncio, sys, threading
+import mmengine
+params = mmengine.SamplingParams(max_tokens=4, temperature=0.0)
+def use():
+    threading.main_thread().join()
+    with mmengine.Engine(sys.argv[1], device="cpu") as engine:
+        async def take():
+            return [i async for delta in engine.astream([1, 2, 3], params) for i in delta.token_ids]
+        ids = engine.generate([1, 2, 3], params).token_ids
+        print(len(ids), asyncio.run(take()) == ids, len(engine.submit([1], params).result().token_ids))
+threading.Thread(target=use).start()
+"""
+
+
+def test_a_thread_that_outlives_the_main_one(tiny: Tiny) -> None:
+    """The interpreter waits for it; the standard pools of threads take no more work by then."""
+    assert run_script(OUTLIVES, tiny()) == "4 True 4\n"
+
+
 GROWTH = """
 import sys, time, psutil, mmengine
 params = mmengine.SamplingParams(max_tokens=8, temperature=0.0)
