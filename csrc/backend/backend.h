@@ -83,7 +83,8 @@ struct HostWeight {  // the parts of one packed weight: q, k, v or gate, up or a
   std::vector<Part> parts;
   InputQuant quant = InputQuant::none;  // other than none: all parts and the format are e4m3
   bool allow_nonfinite = false;
-  // Told about so many more bytes of the parts that were read, from any thread; may be empty.
+  // Told about so many more bytes of the parts that were read, from any thread; may be empty. May
+  // throw in the thread that packs, to stop it.
   std::function<void(std::size_t bytes)> on_read;
 };
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <thread>
 
 #include "base/check.h"
 
@@ -149,6 +150,44 @@ class Released {
   std::atomic<std::size_t> read_{0};
 };
 
+// Tells the host of the stored bytes that are packed. Only the thread that loads does: the host's
+// answer to an interrupt is an exception in its own thread. Seldom: it may have to wait for a lock.
+class Progress {
+ public:
+  Progress(const std::function<void(double)>& tell, std::size_t total_bytes)
+      : tell_(tell), total_(total_bytes) {}
+  void read(std::size_t bytes) {  // any thread
+    const std::size_t done = done_.fetch_add(bytes) + bytes;
+    if (!tell_ || std::this_thread::get_id() != loader_) return;
+    const auto now = Clock::now();
+    if (done == total_ || now - told_at_ < std::chrono::milliseconds(100)) return;
+    told_at_ = now;
+    tell_(static_cast<double>(done) / static_cast<double>(total_));
+  }
+  void end() const {
+    if (tell_) tell_(1);
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  const std::function<void(double)>& tell_;
+  const std::size_t total_;
+  const std::thread::id loader_ = std::this_thread::get_id();
+  std::atomic<std::size_t> done_{0};
+  Clock::time_point told_at_;  // the loader's; at first long ago
+};
+
+std::size_t stored_bytes(const WeightPlan& plan, const Checkpoint& checkpoint) {
+  std::size_t bytes = 0;
+  for (const WeightEntry& entry : plan.weights) {
+    for (const std::string& part : entry.parts) {
+      const HostTensor tensor = checkpoint.tensor(part);
+      bytes += static_cast<std::size_t>(tensor.shape.count()) * dtype_bytes(tensor.dtype);
+    }
+  }
+  return bytes;
+}
+
 HostTensor tensor_or_none(const Checkpoint& checkpoint, const std::string& name) {
   return checkpoint.has(name) ? checkpoint.tensor(name) : HostTensor{};
 }
@@ -236,11 +275,7 @@ Weights::Weights(const WeightPlan& plan, const ModelConfig& config, const Checkp
     backend.upload(view.data, gain.data(), gain.size() * sizeof(float));
     norms_.emplace_back(entry.name, Norm{view, static_cast<float>(config.norm_eps)});
   }
-  std::size_t total = 0, done = 0;
-  auto told_at = std::chrono::steady_clock::now();
-  for (const WeightEntry& entry : plan.weights) {
-    total += static_cast<std::size_t>(entry.slice.shape.count());
-  }
+  Progress progress(options.progress, stored_bytes(plan, checkpoint));
   for (const WeightEntry& entry : plan.weights) {
     HostWeight host;
     host.quant = entry.quant;
@@ -267,16 +302,13 @@ Weights::Weights(const WeightPlan& plan, const ModelConfig& config, const Checkp
       host.parts.push_back(std::move(part));
     }
     Released released(checkpoint, read);
-    host.on_read = [&released](std::size_t bytes) { released.read(bytes); };
+    host.on_read = [&released, &progress](std::size_t bytes) {
+      released.read(bytes);
+      progress.read(bytes);
+    };
     weights_.emplace_back(entry.name, backend.pack(host, entry.spec, arena[entry.slice]));
-    done += static_cast<std::size_t>(entry.slice.shape.count());
-    // Seldom: the host may have to wait for a lock of its own before it hears of it.
-    const auto now = std::chrono::steady_clock::now();
-    if (options.progress && (done == total || now - told_at >= std::chrono::milliseconds(100))) {
-      options.progress(static_cast<double>(done) / static_cast<double>(total));
-      told_at = now;
-    }
   }
+  progress.end();
 }
 
 bool Weights::has(const std::string& name) const {

@@ -39,7 +39,9 @@ struct EngineOptions {
   bool allow_nonfinite = false;         // load weights that hold NaN or infinity
   // cpu: "" = the best of this machine | "scalar" | "avx2" | "avx512"; results are the same bits
   std::string instruction_set;
-  std::function<void(double fraction)> progress;  // at most ten times a second; may throw to stop
+  // Of the stored bytes; called by the thread that loads, at most ten times a second, also within
+  // a matrix. May throw to stop.
+  std::function<void(double fraction)> progress;
 };
 
 struct SamplingParams {

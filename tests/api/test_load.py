@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from make_tiny_model import TinyModel, native, native_config, tiny_weights
 from safetensors.numpy import load_file, save_file
 
 import mmengine
-from mmengine import errors
+from mmengine import _core, errors
 from support.outcomes import greedy
 from support.synthetic import STORED, write_files, write_params
 
 Tiny = Callable[..., str]
+PARAMETERS_OF_TINY = 2 * 97 * 48 + 2 * (2 * 64 * 48 + 2 * 32 * 48 + 3 * 75 * 48 + 2 * 48) + 48
 
 
 @pytest.fixture
@@ -74,6 +76,43 @@ def test_non_finite_weights(
     assert caught.value.tensor is not None
     with mmengine.Engine(path, device="cpu", allow_nonfinite=True) as engine:
         engine.generate([1, 2, 3], greedy())
+
+
+@pytest.mark.parametrize("weight_dtype", ["automatic", "fp8", "int4"])
+@pytest.mark.parametrize("device", ["cpu", "ref"])
+def test_progress_within_a_matrix(device: str, weight_dtype: str, tiny: Tiny) -> None:
+    """A host that takes its time hears of every block of 32 rows, of ref every row."""
+    told: list[float] = []
+
+    def slow(fraction: float) -> None:
+        told.append(fraction)
+        time.sleep(0.11 if len(told) < 6 else 0)
+
+    options = _core.EngineOptions()
+    options.device, options.threads, options.progress = device, 1, slow
+    options.weight_dtype = _core.WeightDtype.__members__[weight_dtype]
+    _core.Engine(tiny(), options)
+    rows = {"cpu": 32, "ref": 1}[device]
+    first = rows * 48 / (PARAMETERS_OF_TINY - 5 * 48)  # the embedding, 97 rows, comes first
+    assert told[:3] == pytest.approx([first, 2 * first, 3 * first])
+    assert told == sorted(told)
+    assert told.count(1.0) == 1
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_loading_stops_where_the_host_says_so(threads: int, tiny: Tiny) -> None:
+    told: list[float] = []
+
+    def stop(fraction: float) -> None:
+        told.append(fraction)
+        raise KeyboardInterrupt
+
+    options = _core.EngineOptions()
+    options.threads, options.progress = threads, stop
+    with pytest.raises(KeyboardInterrupt):
+        _core.Engine(tiny(), options)
+    assert len(told) == 1
+    assert told[0] < 1
 
 
 HUGE = TinyModel(hidden=16384, layers=128, heads=128, kv_heads=8, head_dim=128,
