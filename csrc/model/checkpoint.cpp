@@ -276,7 +276,12 @@ void Checkpoint::Impl::check_complete() {
 TensorUse Checkpoint::Impl::use_of(const std::string& name) const {
   const bool groups = config.group_format && may_have_groups(name);
   const std::string_view suffix = scale_suffix(name);
-  if (suffix.empty()) return groups ? TensorUse::group_weight : TensorUse::weight;
+  if (suffix.empty()) {
+    if (!groups) return TensorUse::weight;
+    // Table and head are int8 beside int4, too.
+    const bool int4 = *config.group_format == WeightFormat::int4 && name.starts_with("layers.");
+    return int4 ? TensorUse::int4_weight : TensorUse::int8_weight;
+  }
   const auto weight = entries.find(name.substr(0, name.size() - suffix.size()));
   const bool of_groups = weight != entries.end() && suffix != kInputScale &&
                          has_groups(weight->first, weight->second.info);

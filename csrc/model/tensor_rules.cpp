@@ -34,9 +34,10 @@ void check_dtype(const std::string& file, const TensorInfo& tensor, TensorUse us
   switch (use) {
     case TensorUse::weight:
       return check(weight, "f32, bf16, f16 or e4m3");
-    case TensorUse::group_weight:
-      return check(weight || dtype == DType::i8 || dtype == DType::u8,
-                   "f32, bf16, f16, e4m3, i8 or u8");
+    case TensorUse::int8_weight:
+      return check(weight || dtype == DType::i8, "f32, bf16, f16, e4m3 or i8 (codes of int8)");
+    case TensorUse::int4_weight:
+      return check(weight || dtype == DType::u8, "f32, bf16, f16, e4m3 or u8 (codes of int4)");
     case TensorUse::scale:
       return check(wide, "f32 or bf16 of a scale");
     case TensorUse::group_scale:

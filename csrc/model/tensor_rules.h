@@ -9,9 +9,9 @@
 
 namespace mmengine {
 
-// weight: f32, bf16, f16 or e4m3, or, as group_weight, i8 or u8; scale: f32 or bf16; group_scale,
-// which a minimum is, too: f16. Error{model_format, "dtype"}.
-enum class TensorUse : std::uint8_t { weight, group_weight, scale, group_scale };
+// weight: f32, bf16, f16 or e4m3, or, as int8_weight, i8, as int4_weight, u8; scale: f32 or bf16;
+// group_scale, which a minimum is, too: f16. Error{model_format, "dtype"}.
+enum class TensorUse : std::uint8_t { weight, int8_weight, int4_weight, scale, group_scale };
 void check_dtype(const std::string& file, const TensorInfo& tensor, TensorUse use);
 
 // One element, of rank 0 or 1; `rows`: or one for each of so many rows, as a weight scale may be.

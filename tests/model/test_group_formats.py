@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def test_all_missing_scales_and_minima_are_listed(tmp_path: Path) -> None:
         ("int4", ".weight", np.ones((48, 3, 16), np.uint8), "shape",
          "expected a matrix of codes, got shape [48, 3, 16]"),
         ("int8", ".weight", np.ones((48, 75), np.int32), "dtype",
-         "expected dtype f32, bf16, f16, e4m3, i8 or u8, got i32"),
+         "expected dtype f32, bf16, f16, e4m3 or i8 (codes of int8), got i32"),
     ],
 )  # fmt: skip
 def test_bad_tensors_are_named(
@@ -221,6 +222,37 @@ def test_codes_under_a_config_without_groups_are_refused(tmp_path: Path) -> None
         Checkpoint(str(stored), 2, tied=False)
     assert caught.value.code == "dtype"
     assert "expected dtype f32, bf16, f16 or e4m3, got i8" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "told", "message"),
+    [
+        ("int8", "int4_g32", "or u8 (codes of int4), got i8"),
+        ("int4", "int8_g32", "or i8 (codes of int8), got u8"),
+    ],
+)
+def test_codes_of_the_other_format_than_the_config_says(
+    dtype: str, told: str, message: str, tmp_path: Path
+) -> None:
+    """The memory is planned from the config."""
+    _, stored, _ = make_groups(tmp_path, dtype)
+    config = json.loads((stored / "params.json").read_text())
+    config["quantization"]["qformat_weight"] = told
+    (stored / "params.json").write_text(json.dumps(config))
+    with pytest.raises(errors.ModelFormatError) as caught:
+        mmengine.inspect(stored)
+    assert caught.value.code == "dtype"
+    assert message in str(caught.value)
+
+
+def test_a_table_in_int4_is_refused(tmp_path: Path) -> None:
+    def replace(tensors: dict[str, Any]) -> None:
+        stem = "tok_embeddings"
+        tensors[f"{stem}.weight"] = np.zeros((97, 32), np.uint8)
+        tensors[f"{stem}.weight_min"] = tensors[f"{stem}.weight_scale"].copy()
+
+    with pytest.raises(errors.ModelFormatError, match="'tok_embeddings.weight': .* got u8"):
+        mmengine.inspect(changed(tmp_path, "int4", replace))
 
 
 def test_codes_of_a_norm_are_refused(tmp_path: Path) -> None:
