@@ -297,7 +297,7 @@ void Checkpoint::Impl::check_scales() const {
       if (scale == entries.end()) continue;
       check_scaled(scale->second.file, scale->second.info, suffix, weight);
       if (is_group_codes(weight.dtype)) {
-        check_group_shape(scale->second.file, scale->second.info, weight);
+        check_group_part(scale->second.file, scale->second.info, suffix, weight);
         continue;
       }
       const std::uint64_t rows = suffix == kWeightScale && weight.rank > 0 ? weight.dims[0] : 1;

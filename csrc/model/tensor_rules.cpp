@@ -53,7 +53,12 @@ void check_scale_shape(const std::string& file, const TensorInfo& scale, std::ui
              " of a scale, got ", shape_text(scale)));
 }
 
-void check_group_shape(const std::string& file, const TensorInfo& scale, const TensorInfo& weight) {
+void check_group_part(const std::string& file, const TensorInfo& part, std::string_view suffix,
+                      const TensorInfo& weight) {
+  if (!part.name.ends_with(suffix)) {
+    refuse("name", file, part,
+           str("expected the name to end in ", suffix, ", beside codes of groups"));
+  }
   if (weight.rank != 2) {
     refuse("shape", file, weight,
            str("expected a matrix of codes, got shape ", shape_text(weight)));
@@ -62,10 +67,10 @@ void check_group_shape(const std::string& file, const TensorInfo& scale, const T
   const std::uint64_t rows = weight.dims[0], columns = weight.dims[1];
   const std::uint64_t size = weight.dtype == DType::u8 ? kSize / 2 : kSize;
   const std::uint64_t groups = columns / size + (columns % size != 0 ? 1 : 0);
-  if (scale.rank == 2 && scale.dims[0] == rows && scale.dims[1] == groups) return;
-  refuse("shape", file, scale,
+  if (part.rank == 2 && part.dims[0] == rows && part.dims[1] == groups) return;
+  refuse("shape", file, part,
          str("expected shape [", rows, ", ", groups, "] beside ", printable(weight.name), " of ",
-             shape_text(weight), ", got ", shape_text(scale)));
+             shape_text(weight), ", got ", shape_text(part)));
 }
 
 void check_scaled(const std::string& file, const TensorInfo& scale, std::string_view suffix,

@@ -18,9 +18,11 @@ void check_dtype(const std::string& file, const TensorInfo& tensor, TensorUse us
 // Error{model_format, "shape"}.
 void check_scale_shape(const std::string& file, const TensorInfo& scale, std::uint64_t rows);
 
-// Scales and minima of groups: [rows, groups] beside codes of rank 2, as their dtype tells.
-// Error{model_format, "shape"}.
-void check_group_shape(const std::string& file, const TensorInfo& scale, const TensorInfo& weight);
+// Scales and minima of groups: they have the name that they have in the engine, `suffix`, and
+// [rows, groups] beside codes of rank 2, as their dtype tells. Error{model_format, "name" |
+// "shape"}.
+void check_group_part(const std::string& file, const TensorInfo& part, std::string_view suffix,
+                      const TensorInfo& weight);
 
 // What a scale, told by the end of its name, stands beside: that of a weight e4m3, i8 or u8, that
 // of an input e4m3, a minimum u8. Error{model_format, "dtype"} names both tensors.

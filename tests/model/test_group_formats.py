@@ -245,6 +245,18 @@ def test_codes_of_the_other_format_than_the_config_says(
     assert message in str(caught.value)
 
 
+def test_scales_of_groups_under_the_name_of_those_of_fp8(tmp_path: Path) -> None:
+    """No other program makes this format: one name is enough, and convert knows no other."""
+
+    def rename(tensors: dict[str, Any]) -> None:
+        tensors[f"{STEM}.qscale_weight"] = tensors.pop(f"{STEM}.weight_scale")
+
+    path = changed(tmp_path, "int8", rename)
+    with pytest.raises(errors.ModelFormatError, match=r"to end in \.weight_scale") as caught:
+        mmengine.inspect(path)
+    assert (caught.value.code, caught.value.tensor) == ("name", f"{STEM}.qscale_weight")
+
+
 def test_a_table_in_int4_is_refused(tmp_path: Path) -> None:
     def replace(tensors: dict[str, Any]) -> None:
         stem = "tok_embeddings"
