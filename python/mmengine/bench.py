@@ -65,7 +65,8 @@ def run_bench(
     turn.
 
     `on_run` is told what is measured before each run.
-    Raises UsageError when a prompt and its answer do not fit the context.
+    Raises UsageError when a prompt and its answer do not fit the context, or the decode steps are
+    too few to be timed.
     """
     # One token more than gen_tokens is made: the first belongs to prefill.
     needed = max(prompt_tokens) + gen_tokens + 1
@@ -108,6 +109,11 @@ def run_bench(
         context = length + (gen_tokens + 1) / 2  # mean over the steps
         work = decode_work(plan, engine.weight_dtype, batch, context)
         step = statistics.median(seconds / gen_tokens for _, seconds in times)
+        if step <= 0:  # runs differ by more than the steps take
+            raise UsageError(
+                f"--gen-tokens: {gen_tokens} decode steps of {length} tokens, batch {batch}, took "
+                "no measurable time; give more"
+            )
         rates = (batch / step, 1e3 * step)
         limit = 100 * machine.seconds(work) / step
         row = Row("decode", *shape, *rates, work.bytes / step / 1e9, limit)
@@ -192,17 +198,12 @@ def _repeated(
 def _measure(
     engine: Engine, batch: list[list[int]], gen_tokens: int, prompts: _Prompts
 ) -> tuple[float, float]:
-    """Seconds of prefill and of `gen_tokens` decode steps."""
+    """Seconds of prefill and of `gen_tokens` decode steps, which as a difference may be negative."""
     if len(batch) == 1:
         return measure_stream(engine, batch[0], gen_tokens)
     others = prompts.draw(len(batch), len(batch[0]))
     prefill_s = _measure_batch(engine, others, 1)
-    total_s = _measure_batch(engine, batch, gen_tokens + 1)
-    if total_s <= prefill_s:
-        raise EngineDeadError(
-            f"bench: {gen_tokens} decode steps took no measurable time; give more --gen-tokens"
-        )
-    return prefill_s, total_s - prefill_s
+    return prefill_s, _measure_batch(engine, batch, gen_tokens + 1) - prefill_s
 
 
 def measure_stream(engine: Engine, prompt: list[int], gen_tokens: int) -> tuple[float, float]:

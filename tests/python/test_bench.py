@@ -115,6 +115,32 @@ def test_an_answer_of_another_length_is_an_error(engine, monkeypatch):
         bench.run_bench(engine, prompt_tokens=[16], gen_tokens=8, batches=[1], repeat=1)
 
 
+def jittery(engine, monkeypatch, negative):
+    """Batches, which are timed as differences, of which so many of ten are negative."""
+    calls = itertools.count()
+    generate = Timed.generate
+
+    def generated(self, prompts, params):
+        started_at = self.now
+        completions = generate(self, prompts, params)
+        if params.max_tokens > 1 and next(calls) % 10 < negative:
+            self.now = started_at + PREFILL_S / 2
+        return completions
+
+    monkeypatch.setattr(Timed, "generate", generated)
+    return bench.run_bench(engine, prompt_tokens=[8], gen_tokens=1, batches=[2], repeat=5)
+
+
+def test_steps_too_short_to_be_timed(engine, monkeypatch):
+    with pytest.raises(UsageError, match=r"--gen-tokens: 1 decode steps of 8 tokens, batch 2"):
+        jittery(engine, monkeypatch, 4)
+
+
+def test_one_run_that_was_disturbed(engine, monkeypatch):
+    decode = jittery(engine, monkeypatch, 1).rows[1]
+    assert decode.ms_per_token == pytest.approx(1e3 * STEP_S)
+
+
 def test_more_than_the_context_is_an_error(engine):
     with pytest.raises(UsageError, match="2049 tokens, expected at most the context of 2048"):
         bench.run_bench(engine, prompt_tokens=[2000], gen_tokens=48, batches=[1], repeat=1)
