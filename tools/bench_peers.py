@@ -75,6 +75,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--json", type=json_file, metavar="FILE", help="write all runs and results there"
     )
     parser.add_argument("--peers-python", default=sys.executable, help=argparse.SUPPRESS)
+    parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
@@ -84,6 +85,9 @@ def note(text: str) -> None:
 
 def main() -> None:
     args = parse()
+    if args.check:  # what tools/dev asks before it installs anything
+        print("alone" if all(name.startswith("mmengine") for name in args.only) else "peers")
+        return
     folder = ROOT / "build" / "peers"
     folder.mkdir(parents=True, exist_ok=True)
     files = Files(folder, args.peers_python, lambda path: note(f"making {path}"))

@@ -238,6 +238,20 @@ def test_unknown_names_are_refused(text):
         bench_peers.chosen(text)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "peers\n"),
+        (["--only", "mmengine,llama.cpp-Q4"], "peers\n"),
+        (["--only", "mmengine", "--rounds", "2"], "alone\n"),
+    ],
+)
+def test_what_needs_the_peers(options, expected, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bench_peers.py", "--check", *options])
+    bench_peers.main()
+    assert capsys.readouterr().out == expected
+
+
 def test_bad_options_end_before_anything_is_made(capsys, tmp_path):
     for argv in (["--rounds", "0"], ["--only", "x"], ["--json", str(tmp_path / "no" / "f.json")]):
         with pytest.raises(SystemExit) as caught:
