@@ -4,11 +4,12 @@ Prompts are random token ids, new ones for every run, so that no run finds anoth
 Prefill is the time to the first token of all sequences. Decode steps follow it: timed from the
 stream for one sequence, and for more as the difference to a run that stops after the first token.
 percent_of_limit is the least time that the same machine could need (roofline.py) by the measured
-one. A decode step must read the weights once and the KV cache of every sequence: that, by its time,
-is gbytes_per_s. A whole run is what a batch of requests takes from the first prompt to the last
-token; the share of scheduling is that of the engine's steps in all runs of a batch. The second turn
-of a conversation sends its history again, most of which the KV cache still has. What the host of a
-virtual machine stole is counted over all of it, the machine's limits included.
+one; over 100 where the model stays in the processor's caches. A decode step must read the weights
+once and the KV cache of every sequence: that, by its time, is gbytes_per_s. A whole run is what a
+batch of requests takes from the first prompt to the last token; the share of scheduling is that of
+the engine's steps in all runs of a batch. The second turn of a conversation sends its history
+again, most of which the KV cache still has. What the host of a virtual machine stole is counted
+over all of it, the machine's limits included.
 """
 
 from __future__ import annotations

@@ -98,6 +98,9 @@ def _print_bench(console: Console, result: Bench, engine: Engine) -> None:
         f"multiply, {machine.flops_per_s / 1e9:.0f} GFLOPS of f32 and "
         f"{machine.int8_ops_per_s / 1e9:.0f} GOPS of int8, whichever is less."
     )
+    rows = zip(result.rows, result.bounds, strict=True)
+    if any(bound == "memory" and row.percent_of_limit > 100 for row, bound in rows):
+        console.print("Over 100% of memory: the model stays in caches, which are faster than it.")
     for run in result.whole_runs:
         console.print(
             f"whole run: {run.requests} requests of {run.prompt_tokens} in / {run.gen_tokens} out: "

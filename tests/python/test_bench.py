@@ -115,6 +115,19 @@ def test_an_answer_of_another_length_is_an_error(engine, monkeypatch):
         bench.run_bench(engine, prompt_tokens=[16], gen_tokens=8, batches=[1], repeat=1)
 
 
+@pytest.mark.parametrize("percent", [99.0, 140.0])
+def test_more_than_the_memory_allows_is_explained(percent, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    clock = itertools.count()
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(Machine, "seconds", lambda machine, work: percent / 100)
+    monkeypatch.setattr(Machine, "bound", lambda machine, work: "memory")
+    argv = ["bench", "--prompt-tokens", "8", "--gen-tokens", "4", "--repeat", "1", "--batch", "1"]
+    assert cli.main(argv, engine_factory=FakeEngine) == 0
+    told = "Over 100% of memory: the model stays in caches" in capsys.readouterr().out
+    assert told == (percent > 100)
+
+
 def jittery(engine, monkeypatch, negative):
     """Batches, which are timed as differences, of which so many of ten are negative."""
     calls = itertools.count()
