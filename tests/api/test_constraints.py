@@ -320,7 +320,7 @@ def test_ended_requests_leave_the_queue_at_once(
         engine.step()
         fresh = engine.submit(PROMPT, params(max_tokens=1))
         for _ in range(2):
-            with pytest.raises(mmengine.OverloadedError, match="^engine: (3|120) "):
+            with pytest.raises(mmengine.OverloadedError, match=r"^engine: (3|120) "):
                 engine.submit(PROMPT, params(max_tokens=1))
             for request in (taken[0], fresh, fresh):
                 getattr(engine, how)(request)
