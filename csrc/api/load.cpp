@@ -110,6 +110,9 @@ LoadedModel load_model(const std::string& directory, const EngineOptions& option
   model.max_waiting_tokens = options.max_waiting_tokens;
   model.rank = std::make_unique<Rank>(model.plan, config, checkpoint, std::move(backend),
                                       LoadOptions{options.allow_nonfinite, options.progress});
+  for (const std::string& warning : model.rank->warnings()) {
+    model.info.warnings.push_back(str(printable(directory), ": ", warning));
+  }
   return model;
 }
 

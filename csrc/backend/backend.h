@@ -3,6 +3,7 @@
 // All ops run in call order. One thread at a time.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -83,6 +84,9 @@ struct HostWeight {  // the parts of one packed weight: q, k, v or gate, up or a
   std::vector<Part> parts;
   InputQuant quant = InputQuant::none;  // other than none: all parts and the format are e4m3
   bool allow_nonfinite = false;
+  // Counts the rows whose weights are all too small for an f16 scale of their groups and become
+  // zeros; may be null.
+  std::atomic<std::int64_t>* vanished_rows = nullptr;
   // Told about so many more bytes of the parts that were read, from any thread; may be empty. May
   // throw in the thread that packs, to stop it.
   std::function<void(std::size_t bytes)> on_read;

@@ -32,6 +32,18 @@ bool as_stored(DType dtype, WeightFormat format) {
   return false;
 }
 
+// Whether no code counts: no group has a scale or a minimum.
+bool is_zero(const GroupCodes& row, std::int64_t groups) {
+  const auto zero = [&](const std::uint16_t* halves) {
+    return std::all_of(halves, halves + groups, [](std::uint16_t h) { return (h & 0x7fff) == 0; });
+  };
+  return zero(row.scales) && (row.minima == nullptr || zero(row.minima));
+}
+
+bool all_zero(const std::vector<float>& values) {
+  return std::all_of(values.begin(), values.end(), [](float v) { return v == 0; });
+}
+
 // f32_to_e4m3 of what is not NaN, without a branch, for a compiler with vectors of any width.
 std::uint8_t e4m3_code(float value) {
   constexpr auto kMost = std::bit_cast<std::int32_t>(kMaxE4m3);
@@ -234,6 +246,9 @@ void RowReader::read_groups(std::int64_t row, const GroupCodes& out,
     check_group_scale(stored.part, stored.row, g, spec_.format, made);
     out.scales[g] = made.scale;
     if (int4) out.minima[g] = made.min;
+  }
+  if (host_.vanished_rows != nullptr && is_zero(out, num_groups(spec_.k)) && !all_zero(buffer)) {
+    ++*host_.vanished_rows;
   }
 }
 

@@ -37,7 +37,7 @@ class RowReader {
   // where the file has this very format, else quantised (group_codes.h). Throws
   // Error{model_format}: "non_finite" unless allow_nonfinite, then the group gets the scale NaN and
   // codes 0; "scale" for weights too large for an f16 scale and for a stored scale below 0; "codes"
-  // for a stored code of -128.
+  // for a stored code of -128. A row that quantising turns into zeros is counted (vanished_rows).
   void read_groups(std::int64_t row, const GroupCodes& out, std::vector<float>& buffer) const;
 
   std::size_t stored_row_bytes(std::int64_t row) const;  // in the file

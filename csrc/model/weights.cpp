@@ -177,6 +177,27 @@ class Progress {
   Clock::time_point told_at_;  // the loader's; at first long ago
 };
 
+// No error: models have rows of tokens that nobody trained.
+class Vanished {
+ public:
+  void add(const std::string& weight, std::int64_t rows) {
+    if (rows == 0) return;
+    if (weights_ == 0) first_ = weight;
+    ++weights_;
+    rows_ += rows;
+  }
+  bool any() const { return weights_ > 0; }
+  std::string text() const {
+    return str(rows_, " rows of ", weights_, " weights, the first is ", first_,
+               ", are too small for the f16 scales of int8 and int4 and become zeros; weight_dtype "
+               "fp8 or bf16 holds them");
+  }
+
+ private:
+  std::int64_t weights_ = 0, rows_ = 0;
+  std::string first_;
+};
+
 std::size_t stored_bytes(const WeightPlan& plan, const Checkpoint& checkpoint) {
   std::size_t bytes = 0;
   for (const WeightEntry& entry : plan.weights) {
@@ -276,6 +297,7 @@ Weights::Weights(const WeightPlan& plan, const ModelConfig& config, const Checkp
     norms_.emplace_back(entry.name, Norm{view, static_cast<float>(config.norm_eps)});
   }
   Progress progress(options.progress, stored_bytes(plan, checkpoint));
+  Vanished vanished;
   for (const WeightEntry& entry : plan.weights) {
     HostWeight host;
     host.quant = entry.quant;
@@ -301,14 +323,18 @@ Weights::Weights(const WeightPlan& plan, const ModelConfig& config, const Checkp
       part.rows = rotary ? checkpoint.row_order() : RowOrder::half_split;
       host.parts.push_back(std::move(part));
     }
+    std::atomic<std::int64_t> vanished_rows{0};
+    host.vanished_rows = &vanished_rows;
     Released released(checkpoint, read);
     host.on_read = [&released, &progress](std::size_t bytes) {
       released.read(bytes);
       progress.read(bytes);
     };
     weights_.emplace_back(entry.name, backend.pack(host, entry.spec, arena[entry.slice]));
+    vanished.add(entry.name, vanished_rows);
   }
   progress.end();
+  if (vanished.any()) warnings_.push_back(vanished.text());
 }
 
 bool Weights::has(const std::string& name) const {

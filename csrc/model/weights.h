@@ -75,10 +75,13 @@ class Weights {
   const Weight& weight(const std::string& name) const;
   const Norm& norm(const std::string& name) const;
   std::vector<LayerWeights> layers(std::int64_t count) const;
+  // What the host should hear of: weights that int8 and int4 lose.
+  const std::vector<std::string>& warnings() const { return warnings_; }
 
  private:
   std::vector<std::pair<std::string, Weight>> weights_;
   std::vector<std::pair<std::string, Norm>> norms_;
+  std::vector<std::string> warnings_;
 };
 
 }  // namespace mmengine

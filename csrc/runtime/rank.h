@@ -21,6 +21,7 @@ class Rank {
   void download_logits(const Batch& batch, float* host);  // of the last forward, [E, vocab]
   void download_kv_saturated(std::int64_t* host);         // of all steps so far
   Backend& backend() { return *backend_; }
+  const std::vector<std::string>& warnings() const { return weights_->warnings(); }
 
  private:
   StepInput upload(const Batch& batch);

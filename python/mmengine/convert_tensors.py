@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,8 @@ from mmengine.progress import Advance
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+_log = logging.getLogger("mmengine")
 
 WeightDtype = Literal["bf16", "f32", "fp8", "int8", "int4"]
 
@@ -132,9 +135,10 @@ def _write_groups(
 ) -> None:
     import numpy as np
 
-    scales, minimums = [], []
+    scales, minimums, vanished = [], [], 0
     for start, stop in _pieces(tensor):
-        groups = _groups(tensor, dtype, start, stop)
+        groups, lost = _groups(tensor, dtype, start, stop)
+        vanished += lost
         _put(file, groups.codes, advance)
         scales.append(groups.scale)
         if groups.minimum is not None:
@@ -142,10 +146,18 @@ def _write_groups(
     _put(file, np.concatenate(scales), advance)
     if minimums:
         _put(file, np.concatenate(minimums), advance)
+    if vanished:  # no error: models have rows of tokens that nobody trained
+        _log.warning(
+            "%s: %d of %d rows are too small for float16 scales of %s and become zeros; fp8 or "
+            "bf16 holds them", tensor.label, vanished, tensor.shape[0], dtype,
+        )  # fmt: skip
 
 
-def _groups(tensor: SourceTensor, dtype: GroupDtype, start: int, stop: int) -> Groups:
-    """Rows as the source has them where it has this very type, else quantised."""
+def _groups(tensor: SourceTensor, dtype: GroupDtype, start: int, stop: int) -> tuple[Groups, int]:
+    """Rows as the source has them where it has this very type, else quantised; and how many of
+    them this made zeros.
+    """
+    vanished = 0
     if tensor.groups is not None and tensor.groups.dtype == dtype:
         groups = tensor.groups.read(start, stop)
         if _overflowing_row(groups) is not None:
@@ -154,15 +166,26 @@ def _groups(tensor: SourceTensor, dtype: GroupDtype, start: int, stop: int) -> G
         values = tensor.read(start, stop)
         _check_finite(values, start, tensor, _LARGEST[dtype])
         groups = quantize_groups(values, dtype)
+        vanished = int((_zero_rows(groups) & values.any(axis=1)).sum())
     row = _overflowing_row(groups)
     if row is None:
-        return groups
+        return groups, vanished
     raise ModelFormatError(
         f"{tensor.label}: row {start + row} has a value that no float16 scale of {dtype} reaches, "
         f"expected at most {_REACH[dtype]} in magnitude; convert to fp8 or bf16",
         code="scale",
         tensor=tensor.stored_name,
     )
+
+
+def _zero_rows(groups: Groups) -> npt.NDArray[np.bool_]:
+    """Which rows have no scale and no minimum that counts."""
+    import numpy as np
+
+    zero = ~groups.scale.any(axis=1)
+    if groups.minimum is not None:
+        zero &= ~groups.minimum.any(axis=1)
+    return np.asarray(zero)
 
 
 def _overflowing_row(groups: Groups) -> int | None:

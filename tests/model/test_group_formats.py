@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from make_tiny_model import TinyModel, random_ids, stored_values
+from make_tiny_model import TinyModel, make_tiny_model, random_ids, stored_values
 from safetensors.numpy import load_file, save_file
 from tiny.forward import decode, embed
 
@@ -113,6 +113,27 @@ def test_what_inspect_and_census_say(dtype: str, tied: bool, tmp_path: Path) -> 
     assert sum(part["tensors"] for part in found.values()) == len(info["tensors"])
     assert sum(part["bytes"] for part in found.values()) == info["bytes"]
     assert sum(part["resident_bytes"] for part in found.values()) == info["bytes"]
+
+
+@pytest.mark.parametrize("device", ["ref", "cpu"])
+@pytest.mark.parametrize("dtype", [*DTYPES, "fp8"])
+def test_rows_too_small_for_a_scale_are_a_warning(dtype: str, device: str, tmp_path: Path) -> None:
+    """A row of zeros loses nothing, and a group that vanishes beside others is no row."""
+    path = make_tiny_model(tmp_path, dtype="f32")
+    tensors = load_file(path / "model.safetensors")
+    table = tensors["model.embed_tokens.weight"]
+    table[[3, 50, 96]] *= np.float32(1e-9)
+    table[7] = 0
+    table[8, :32] *= np.float32(1e-9)
+    tensors["model.layers.1.mlp.up_proj.weight"][1] = np.float32(-1e-9)
+    save_file(tensors, path / "model.safetensors")
+    with mmengine.Engine(path, device=device, weight_dtype=dtype) as engine:
+        told = engine.warnings
+    if dtype == "fp8":
+        assert told == []
+        return
+    (warning,) = told
+    assert "4 rows of 2 weights, the first is embed_tokens, are too small for the f16" in warning
 
 
 @pytest.mark.parametrize("device", ["ref", "cpu"])
@@ -263,7 +284,7 @@ def test_a_table_in_int4_is_refused(tmp_path: Path) -> None:
         tensors[f"{stem}.weight"] = np.zeros((97, 32), np.uint8)
         tensors[f"{stem}.weight_min"] = tensors[f"{stem}.weight_scale"].copy()
 
-    with pytest.raises(errors.ModelFormatError, match="'tok_embeddings.weight': .* got u8"):
+    with pytest.raises(errors.ModelFormatError, match=r"'tok_embeddings.weight': .* got u8"):
         mmengine.inspect(changed(tmp_path, "int4", replace))
 
 

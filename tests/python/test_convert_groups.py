@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 from make_tiny_model import make_tiny_model
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import tiny_model
 from mmengine.convert import convert
@@ -340,3 +340,22 @@ def test_blocks_that_are_not_finite(
         convert(path, tmp_path / "out", dtype)
     assert found.value.code == "non_finite"
     assert entries(tmp_path) == ["m.gguf"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_too_small_for_a_scale_are_a_warning(
+    dtype: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_tiny_model(tmp_path / "in", layout="mistral")
+    file = tmp_path / "in" / "consolidated.safetensors"
+    tensors = load_file(file)
+    table = tensors["tok_embeddings.weight"]
+    table[[3, 50, 96]] *= F32(1e-9)
+    table[7] = 0
+    table[8, :32] *= F32(1e-9)
+    save_file(tensors, file)
+    convert(tmp_path / "in", tmp_path / "out", dtype)
+    (record,) = caplog.records
+    assert '"tok_embeddings.weight": 3 of 97 rows are too small for float16' in record.getMessage()
+    convert(tmp_path / "out", tmp_path / "again", dtype)
+    assert len(caplog.records) == 1, "nothing is lost in what is stored"
