@@ -332,6 +332,7 @@ Weights::Weights(const WeightPlan& plan, const ModelConfig& config, const Checkp
     };
     weights_.emplace_back(entry.name, backend.pack(host, entry.spec, arena[entry.slice]));
     vanished.add(entry.name, vanished_rows);
+    progress.read(0);  // other threads may have packed all of it
   }
   progress.end();
   if (vanished.any()) warnings_.push_back(vanished.text());
