@@ -199,7 +199,7 @@ def _repeated(
 def _measure(
     engine: Engine, batch: list[list[int]], gen_tokens: int, prompts: _Prompts
 ) -> tuple[float, float]:
-    """Seconds of prefill and of `gen_tokens` decode steps, which as a difference may be negative."""
+    """Seconds of prefill and of `gen_tokens` decode steps; a difference, it may be negative."""
     if len(batch) == 1:
         return measure_stream(engine, batch[0], gen_tokens)
     others = prompts.draw(len(batch), len(batch[0]))
