@@ -64,11 +64,13 @@ inline void widen_panel(const T* block, const Stream& stream, std::int64_t depth
   const Packed<T> packed{block, stream};
   const auto widen = [&](std::int64_t k, auto count) {
     constexpr int kVectors = Packed<T>::kVectors, kOfStrip = kStripColumns / kWideLanes;
-    Wide w[count() * kVectors];
-    packed.template load<count()>(k, w);
-    for (int i = 0; i < count() * kVectors; ++i, k += i % kVectors == 0) {
-      const int v = i % kVectors, strip = v / kOfStrip;
-      store(panel + (strip * kPanelDepth + k) * kStripColumns + v % kOfStrip * kWideLanes, w[i]);
+    Wide w[count()][kVectors];
+    packed.template load<count()>(k, w[0]);
+    for (int i = 0; i < count(); ++i) {
+      for (int v = 0; v < kVectors; ++v) {
+        float* strip = panel + (v / kOfStrip * kPanelDepth + k + i) * kStripColumns;
+        store(strip + v % kOfStrip * kWideLanes, w[i][v]);
+      }
     }
   };
   constexpr int kAtOnce = Packed<T>::kAtOnce;
@@ -99,8 +101,9 @@ template <class T>
 void tile(const GemmTile& g) {
   const T* block = static_cast<const T*>(g.block);
   if (!g.tiles && g.rows <= kStreamTile) return stream_rows(g, block, 0, g.k);
-  const std::int64_t pieces = (g.k + kPanelDepth - 1) / kPanelDepth;    // equal ones: a short one
-  const std::int64_t most = round_up((g.k + pieces - 1) / pieces, 16);  // moves sums for little
+  // Equal pieces, since a short one moves sums for little; of whole runs (Packed::kRun <= 16).
+  const std::int64_t pieces = (g.k + kPanelDepth - 1) / kPanelDepth;
+  const std::int64_t most = round_up((g.k + pieces - 1) / pieces, 16);
   for (std::int64_t k = 0; k < g.k; k += most) {
     const std::int64_t depth = g.k - k < most ? g.k - k : most;
     if (!g.tiles) {

@@ -12,8 +12,8 @@
 
 namespace mmengine::cpu {
 
-// Most rows of one GEMM task: its activations stay in the second-level cache while a panel of
-// weights passes.
+// Most rows of one GEMM task: each panel of weights is widened once for all of them. Of matrices up
+// to 1,300 columns their activations stay in a second-level cache of 2 MB.
 constexpr int kTaskRows = 384;
 constexpr std::int64_t kPanelDepth = 256;
 constexpr std::int64_t kPanelFloats = kBlockRows * kPanelDepth;
