@@ -1,6 +1,7 @@
 #include "backend/cpu_attention.h"
 
 #include <algorithm>
+#include <array>
 
 namespace mmengine {
 namespace {
@@ -44,6 +45,31 @@ Group find_group(const Step& step, int rows_per_group, std::int64_t index) {
   }
 }
 
+// Where K and V of one head of a sequence lie.
+struct HeadBlocks {
+  const std::byte* head;  // in block 0
+  std::int64_t block_bytes;
+  const std::int32_t* table;
+  std::int64_t tokens;
+
+  // Those of a span -> parts; returns how many.
+  int of_span(std::int64_t span, const std::byte** parts) const {
+    const std::int64_t first = span * kSpanBlocks;
+    const std::int64_t blocks = (tokens + kBlockTokens - 1) / kBlockTokens;
+    const auto count = static_cast<int>(std::clamp<std::int64_t>(blocks - first, 0, kSpanBlocks));
+    for (int i = 0; i < count; ++i) parts[i] = head + table[first + i] * block_bytes;
+    return count;
+  }
+};
+
+HeadBlocks blocks_of(const AttentionParams& p, const Group& group, std::int64_t kv_head) {
+  const auto bytes =
+      cpu::kv_head_elements(p.kv.head_dim) * static_cast<std::int64_t>(dtype_bytes(p.kv.dtype));
+  return {p.kv.data + kv_head * bytes, p.kv.block_bytes,
+          p.step.block_table + std::int64_t{p.step.slot[group.sequence]} * p.step.max_blocks,
+          p.step.positions[group.end - 1] + std::int64_t{1}};
+}
+
 // One task's view of the step: queries gathered side by side, and what they may see.
 class Task {
  public:
@@ -68,21 +94,24 @@ class Task {
     span_.head_dim = head_dim;
     span_.scale = p.scale;
     span_.dtype = p.kv.dtype;
-    span_.head = p.kv.data + kv_head * cpu::kv_head_elements(head_dim) *
-                                 static_cast<std::int64_t>(dtype_bytes(p.kv.dtype));
-    span_.block_bytes = p.kv.block_bytes;
-    span_.blocks =
-        p.step.block_table + std::int64_t{p.step.slot[group.sequence]} * p.step.max_blocks;
+    blocks_ = blocks_of(p, group, kv_head);
   }
 
   int queries() const { return span_.queries; }
-  std::int64_t tokens() const { return p_.step.positions[group_.end - 1] + 1; }
+  std::int64_t spans() const { return spans_of(blocks_.tokens); }
+  const HeadBlocks& blocks() const { return blocks_; }
   float* own_states() const { return own_; }
 
-  void compute(const cpu::Kernels& kernels, std::int64_t index, const cpu::SoftmaxState& state) {
-    span_.first_block = index * kSpanBlocks;
-    const std::int64_t blocks = (tokens() + kBlockTokens - 1) / kBlockTokens;
-    span_.end_block = std::min((index + 1) * kSpanBlocks, blocks);
+  // `next` of `next_span`: what this thread is likely to read afterwards; `asked`: it was told so
+  // of this span.
+  void compute(const cpu::Kernels& kernels, std::int64_t index, const cpu::SoftmaxState& state,
+               const HeadBlocks& next, std::int64_t next_span, bool asked) {
+    std::array<const std::byte*, 2 * kSpanBlocks> parts;
+    span_.first_position = index * kSpanTokens;
+    span_.blocks = blocks_.of_span(index, parts.data());
+    span_.blocks_next = next.of_span(next_span, parts.data() + span_.blocks);
+    span_.parts = parts.data();
+    span_.asked = asked;
     span_.state = state;
     kernels.attend_span(span_);
   }
@@ -103,6 +132,7 @@ class Task {
   Group group_;
   std::int64_t kv_head_;
   int heads_;
+  HeadBlocks blocks_;
   cpu::AttendSpan span_{};
   float* own_;
 };
@@ -136,6 +166,9 @@ void cpu_attention(const AttentionParams& p, const cpu::Kernels& kernels, Thread
     return Task(p, scratch, thread, find_group(p.step, scratch.rows_per_group, index % groups),
                 index / groups);
   };
+  const auto blocks_at = [&](std::int64_t index) {
+    return blocks_of(p, find_group(p.step, scratch.rows_per_group, index % groups), index / groups);
+  };
   const auto state_of = [&](std::int64_t task, std::int64_t span, int queries) {
     return state_at(scratch.states + (task * scratch.num_spans + span) * scratch.state_floats,
                     queries);
@@ -143,42 +176,47 @@ void cpu_attention(const AttentionParams& p, const cpu::Kernels& kernels, Thread
 
   if (split) {
     const std::int64_t spans = scratch.num_spans;
-    pool.parallel_for(
-        groups * num_kv_heads * spans, [&](std::int64_t begin, std::int64_t end, int thread) {
-          for (std::int64_t i = begin; i < end; ++i) {
-            Task task = task_of(i / spans, thread);
-            if (i % spans >= spans_of(task.tokens())) continue;
-            task.compute(kernels, i % spans, state_of(i / spans, i % spans, task.queries()));
-          }
-        });
+    const std::int64_t tasks = groups * num_kv_heads * spans;
+    pool.parallel_for(tasks, [&](std::int64_t begin, std::int64_t end, int thread) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        Task task = task_of(i / spans, thread);
+        if (i % spans >= task.spans()) continue;
+        const std::int64_t next = std::min(i + 1, tasks - 1);
+        task.compute(kernels, i % spans, state_of(i / spans, i % spans, task.queries()),
+                     blocks_at(next / spans), next % spans, i != pool.share(tasks, thread));
+      }
+    });
     const auto merge_all = [&](std::int64_t begin, std::int64_t end, int thread) {
       for (std::int64_t i = begin; i < end; ++i) {
         const Task task = task_of(i, thread);
         const cpu::SoftmaxState first = state_of(i, 0, task.queries());
-        for (std::int64_t s = 1; s < spans_of(task.tokens()); ++s) {
+        for (std::int64_t s = 1; s < task.spans(); ++s) {
           kernels.merge(first, state_of(i, s, task.queries()), task.queries(), p.kv.head_dim);
         }
         task.write(first);
       }
     };
-    const std::int64_t tasks = groups * num_kv_heads;
-    if (tasks * spans * scratch.state_floats <= kMergeAlone) {
-      merge_all(0, tasks, 0);
+    const std::int64_t heads = groups * num_kv_heads;
+    if (heads * spans * scratch.state_floats <= kMergeAlone) {
+      merge_all(0, heads, 0);
     } else {
-      pool.parallel_for(tasks, merge_all);
+      pool.parallel_for(heads, merge_all);
     }
     return;
   }
-  pool.parallel_for(groups * num_kv_heads, [&](std::int64_t begin, std::int64_t end, int thread) {
+  const std::int64_t tasks = groups * num_kv_heads;
+  pool.parallel_for(tasks, [&](std::int64_t begin, std::int64_t end, int thread) {
     for (std::int64_t i = begin; i < end; ++i) {
       Task task = task_of(i, thread);
       const cpu::SoftmaxState all = state_at(task.own_states(), task.queries());
       const cpu::SoftmaxState part =
           state_at(task.own_states() + scratch.state_floats, task.queries());
-      task.compute(kernels, 0, all);
-      for (std::int64_t s = 1; s < spans_of(task.tokens()); ++s) {
-        task.compute(kernels, s, part);
-        kernels.merge(all, part, task.queries(), p.kv.head_dim);
+      for (std::int64_t s = 0; s < task.spans(); ++s) {
+        const bool more = s + 1 < task.spans();
+        task.compute(kernels, s, s == 0 ? all : part,
+                     more ? task.blocks() : blocks_at(std::min(i + 1, tasks - 1)), more ? s + 1 : 0,
+                     s > 0 || i != pool.share(tasks, thread));
+        if (s > 0) kernels.merge(all, part, task.queries(), p.kv.head_dim);
       }
       task.write(all);
     }

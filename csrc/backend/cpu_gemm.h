@@ -33,17 +33,6 @@ void round_rows(TensorView x, const cpu::Kernels& kernels, ThreadPool& pool,
 void pack_rows(TensorView x, std::int64_t per_group, const cpu::Kernels& kernels, ThreadPool& pool,
                float* tiles);
 
-// Asks for the lines of out[first .. first + rows, columns from `column` on], which a tile ends in:
-// rows lie far apart, and waiting for them takes a fifth of the time of int8 products.
-[[gnu::always_inline]] inline void prefetch_tile(TensorView out, std::int64_t first,
-                                                 std::int64_t rows, std::int64_t column,
-                                                 std::int64_t columns) {
-  for (std::int64_t r = first; r < first + rows; ++r) {
-    const float* p = out.as<float>() + r * out.row_stride + column;
-    for (std::int64_t i = 0; i < columns; i += 16) __builtin_prefetch(p + i, 1);
-  }
-}
-
 // The share of a thread of the matrix that `block` belongs to; `next` is the matrix that is read
 // afterwards, if that is known.
 cpu::Stream share_of(const Weight& weight, std::int64_t block, const Weight* next,
@@ -78,15 +67,19 @@ void cpu_gemm(TensorView x, const Weight& weight, TensorView out, std::int64_t c
       const std::int64_t block = task % blocks, first = task / blocks * per_group;
       const int count = static_cast<int>(std::min(per_group, rows - first));
       const auto* data = matrix + block * block_bytes;
-      if (count > 1) prefetch_tile(out, first, count, block * columns, columns);
+      cpu::Target target;  // one row stays in cache
+      if (count > 1) {
+        target = {out.as<float>() + first * out.row_stride + block * columns, out.row_stride,
+                  columns};
+      }
       if (rounds) {
         kernels.group_tile({cpu::row_of(scratch.rounded, first, num_groups(k)), count,
-                            num_groups(k), data, stream, weight.spec.format, sums});
+                            num_groups(k), data, stream, weight.spec.format, target, sums});
       } else {
         const float* input =
             tiles ? scratch.tiles + first * k : x.as<float>() + first * x.row_stride;
-        kernels.gemm_tile(
-            {input, x.row_stride, tiles, count, k, data, stream, weight.spec.format, panel, sums});
+        kernels.gemm_tile({input, x.row_stride, tiles, count, k, data, stream, weight.spec.format,
+                           target, panel, sums});
       }
       epilogue(block, first, count, static_cast<const float*>(sums));
     }

@@ -2,8 +2,6 @@
 // adds up depends on its own position alone: queries share loads, never sums.
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/cpu/launch.h"
 #include "kernels/cpu/math_impl.h"
 #include "kernels/cpu/micro_impl.h"
@@ -56,13 +54,66 @@ inline void soften(const AttendSpan& s, int query, std::int64_t n, std::int64_t 
   s.state.sum[query] += sum(total);
 }
 
+// Blocks lie anywhere, which no hardware prefetcher foresees, and asking for many lines at once
+// would take the line buffers from the loads that follow (measured: no gain at all). So while one
+// group of blocks, eight pages at most, is multiplied, the next one is asked for: a line of each
+// page (ask_ahead) for every eight k.
+class Ahead {
+ public:
+  explicit Ahead(const AttendSpan& s) : s_(s) {
+    bytes_ = kv_head_elements(s.head_dim) * static_cast<std::int64_t>(dtype_bytes(s.dtype));
+    blocks_ = kPages * kPage / bytes_;
+    blocks_ = blocks_ < 1 ? 1 : blocks_ > kSpanBlocks ? kSpanBlocks : blocks_;
+    if (s.asked) return;
+    find(0);
+    while (line_ < kPage) ask();
+  }
+
+  void begin(std::int64_t block) {
+    if (block % blocks_ == 0) find(block + blocks_);
+  }
+
+  [[gnu::always_inline]] void ask() {
+    if (line_ == kPage) return;
+    for (int i = 0; i < pages_; ++i) prefetch_far(page_[i] + line_);
+    line_ += kLine;
+  }
+
+ private:
+  static constexpr std::int64_t kPage = 4096, kLine = 64, kPages = 8;
+
+  void find(std::int64_t first) {
+    pages_ = 0;
+    for (std::int64_t i = first; i < first + blocks_ && i < s_.blocks + s_.blocks_next; ++i) {
+      for (std::int64_t at = 0; at < bytes_ && pages_ < kPages; at += kPage) {
+        page_[pages_++] = s_.parts[i] + at;
+      }
+    }
+    line_ = 0;
+  }
+
+  const AttendSpan& s_;
+  std::int64_t bytes_, blocks_, line_ = kPage;
+  const std::byte* page_[kPages];
+  int pages_ = 0;
+};
+
+template <class T, int Columns>
+struct AskingRows : Rows<T, Columns> {
+  static constexpr int kRun = 8;
+  Ahead* ahead;  // null: asks for nothing
+  [[gnu::always_inline]] void ask(std::int64_t) const {
+    if (ahead != nullptr) ahead->ask();
+  }
+};
+
 // Most queries that share a loaded row of keys or values: their sums fill the registers.
 constexpr int kQueryTile = kTileRows * kStripColumns / kBlockTokens;
 
 template <int Columns, class T>
 inline void add_strip(const AttendSpan& s, const T* values, int query, int count, std::int64_t n,
-                      std::int64_t width, std::int64_t column) {
-  const Rows<T, Columns> b{values + column, width};
+                      std::int64_t width, std::int64_t column, Ahead* ahead) {
+  const AskingRows<T, Columns> b{{values + column, width}, ahead};
   tiles<kQueryTile>(count, [&](int i, auto size) {
     multiply<size()>(Fixed<kBlockTokens>{s.scores + (query + i) * kBlockTokens}, b, n,
                      s.state.values + (query + i) * width + column, width, true);
@@ -72,23 +123,23 @@ inline void add_strip(const AttendSpan& s, const T* values, int query, int count
 // values[query ..] += weights times V over n positions; `count` queries that see equally many.
 template <class T>
 inline void add_values(const AttendSpan& s, const T* values, int query, int count, std::int64_t n,
-                       std::int64_t width) {
+                       std::int64_t width, Ahead* ahead) {
   std::int64_t column = 0;
   for (; column + 32 <= width; column += 32) {
-    add_strip<32>(s, values, query, count, n, width, column);
+    add_strip<32>(s, values, query, count, n, width, column, ahead);
   }
   for (; column + 16 <= width; column += 16) {
-    add_strip<16>(s, values, query, count, n, width, column);
+    add_strip<16>(s, values, query, count, n, width, column, ahead);
   }
   for (; column < width; column += 8) {
-    add_strip<8>(s, values, query, count, n, width, column);
+    add_strip<8>(s, values, query, count, n, width, column, ahead);
   }
 }
 
 // Of all positions of the block, also those that a query must not see.
 template <class T>
-inline void score(const AttendSpan& s, const T* keys, int query, int count) {
-  const Rows<T, kBlockTokens> b{keys, kBlockTokens};
+inline void score(const AttendSpan& s, const T* keys, int query, int count, Ahead* ahead) {
+  const AskingRows<T, kBlockTokens> b{{keys, kBlockTokens}, ahead};
   tiles<kQueryTile>(count, [&](int i, auto size) {
     multiply<size()>(RowMajor{s.q + (query + i) * s.head_dim, s.head_dim}, b, s.head_dim,
                      s.scores + (query + i) * kBlockTokens, kBlockTokens, false);
@@ -109,18 +160,6 @@ inline const T* block_values(const AttendSpan&, const T* block, std::int64_t) {
 }
 
 template <class T>
-inline const T* head_of(const AttendSpan& s, std::int64_t block) {
-  return reinterpret_cast<const T*>(s.head + s.blocks[block] * s.block_bytes);
-}
-
-template <class T>
-[[gnu::always_inline]] inline void ask(const T* data, std::int64_t count) {
-  const auto* bytes = reinterpret_cast<const char*>(data);
-  const std::int64_t size = count * static_cast<std::int64_t>(sizeof(T));
-  for (std::int64_t i = 0; i < size; i += 64) prefetch(bytes + i);
-}
-
-template <class T>
 void attend(const AttendSpan& s) {
   const std::int64_t width = padded_head(s.head_dim);
   for (int i = 0; i < s.queries; ++i) {
@@ -129,32 +168,30 @@ void attend(const AttendSpan& s) {
   }
   for (std::int64_t i = 0; i < s.queries * width; i += 8) store(s.state.values + i, zero());
 
+  Ahead asked(s);
+  Ahead* ahead = s.queries <= kQueryTile ? &asked : nullptr;  // many take long enough without
   int begin = 0;  // the first query that reads this block
-  for (std::int64_t block = s.first_block; block < s.end_block; ++block) {
-    const std::int64_t position = block * kBlockTokens;
+  for (std::int64_t block = 0; block < s.blocks; ++block) {
+    const std::int64_t position = s.first_position + block * kBlockTokens;
     while (begin < s.queries && s.visible[begin] <= position) ++begin;
     const auto seen = [&](int query) {
       const std::int64_t n = s.visible[query] - position;
       return n < kBlockTokens ? n : std::int64_t{kBlockTokens};
     };
-    const auto* keys =
-        block_values(s, head_of<T>(s, block), begin < s.queries ? seen(s.queries - 1) : 0);
+    asked.begin(block);
+    const auto* keys = block_values(s, reinterpret_cast<const T*>(s.parts[block]),
+                                    begin < s.queries ? seen(s.queries - 1) : 0);
     const auto* values = keys + s.head_dim * kBlockTokens;
-    // Blocks lie anywhere, which no hardware prefetcher foresees: while one part is multiplied, the
-    // next one is on its way. Many queries take long enough without.
-    const bool ahead = s.queries <= kQueryTile;
-    constexpr bool kCodes = std::is_same_v<T, std::uint8_t>;  // read as one part, to be widened
-    if (ahead && !kCodes) ask(values, width * kBlockTokens);
-    score(s, keys, begin, s.queries - begin);
-    if (ahead && block + 1 < s.end_block) {
-      ask(head_of<T>(s, block + 1), (s.head_dim + (kCodes ? width : 0)) * kBlockTokens);
-    }
+    score(s, keys, begin, s.queries - begin, ahead);
     for (int query = begin, count; query < s.queries; query += count) {
       const std::int64_t n = seen(query);
       count = 1;
       while (query + count < s.queries && seen(query + count) == n) ++count;
-      for (int i = query; i < query + count; ++i) soften(s, i, n, width);
-      add_values(s, values, query, count, n, width);
+      for (int i = query; i < query + count; ++i) {
+        soften(s, i, n, width);
+        if (ahead != nullptr) ahead->ask();
+      }
+      add_values(s, values, query, count, n, width, ahead);
     }
   }
 }

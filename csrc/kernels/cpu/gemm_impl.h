@@ -52,6 +52,7 @@ void pack_tiles(const PackTiles& p) {
 inline void strip_rows(const GemmTile& g, const float* strip, std::ptrdiff_t stride, std::int64_t k,
                        std::int64_t depth, int column) {
   even_tiles<kTileRows>(g.rows, [&](int row, auto rows) {
+    if (column == 0 && k + depth == g.k) ask_rows(g.target, row, rows());
     multiply<rows()>(Tile<rows()>{g.x + row * g.k + k * rows()},
                      Rows<float, kStripColumns>{strip, stride}, depth,
                      g.out + row * kBlockRows + column, kBlockRows, k > 0);
@@ -100,6 +101,7 @@ inline void panel_rows(const GemmTile& g, const T* block, std::int64_t k, std::i
 template <class T>
 void tile(const GemmTile& g) {
   const T* block = static_cast<const T*>(g.block);
+  if (!g.tiles) ask_rows(g.target, 0, g.rows);
   if (!g.tiles && g.rows <= kStreamTile) return stream_rows(g, block, 0, g.k);
   // Equal pieces, since a short one moves sums for little; of whole runs (Packed::kRun <= 16).
   const std::int64_t pieces = (g.k + kPanelDepth - 1) / kPanelDepth;

@@ -115,6 +115,7 @@ inline void group_rows(const GroupTile& g, int row, int column) {
 template <WeightFormat kFormat>
 inline void all_rows(const GroupTile& g) {
   even_tiles<kGroupRows>(g.rows, [&](int row, auto rows) {
+    ask_rows(g.target, row, rows());
     constexpr int kColumns = rows() == 1 || kWideLanes == 16 ? 32 : 16;
     for (int column = 0; column < kBlockRows; column += kColumns) {
       group_rows<kFormat, rows(), kColumns>(g, row, column);

@@ -41,6 +41,11 @@ struct PackTiles {
   float* tiles;  // [rows * k]
 };
 
+struct Target {                 // what a tile ends in, asked for while its rows are multiplied
+  const float* data = nullptr;  // rows `stride` apart, or null: not to be asked for
+  std::int64_t stride = 0, columns = 0;
+};
+
 struct GemmTile {  // out[rows, 32] = x[rows, k] times one packed block, without row scales
   const float* x;  // rows x_stride apart, or what pack_tiles made of them
   std::int64_t x_stride;
@@ -50,6 +55,7 @@ struct GemmTile {  // out[rows, 32] = x[rows, k] times one packed block, without
   const void* block;
   Stream stream;  // that the block is part of
   WeightFormat format;
+  Target target;
   float* panel;  // [kPanelFloats] scratch
   float* out;    // [rows, 32]
 };
@@ -74,6 +80,7 @@ struct GroupTile {  // out[rows, 32] = rows of x times one packed block of int8 
   const void* block;
   Stream stream;  // that the block is part of
   WeightFormat format;
+  Target target;
   float* out;  // [rows, 32]
 };
 
@@ -94,17 +101,19 @@ struct SoftmaxState {  // of `queries` queries
   float* values;       // [queries, padded_head]
 };
 
-struct AttendSpan {             // state = softmax partials over the positions of `blocks`
+struct AttendSpan {             // state = softmax partials over the positions of the blocks
   const float* q;               // [queries, head_dim]
   const std::int32_t* visible;  // [queries] positions each may read, not decreasing
   int queries;
   std::int64_t head_dim;
   float scale;
   DType dtype;
-  const std::byte* head;  // K of this head in block 0
-  std::int64_t block_bytes;
-  const std::int32_t* blocks;  // block table of the sequence
-  std::int64_t first_block, end_block;
+  std::int64_t first_position;
+  // K and V of this head in the blocks of the span; behind them what is read after it, which is
+  // only asked for. `asked`: the span before was told of this one.
+  const std::byte* const* parts;
+  int blocks, blocks_next;
+  bool asked;
   float* scores;  // [queries, kBlockTokens] scratch
   float* wide;    // [kv_head_elements(head_dim)] scratch of e4m3: a block as f32
   SoftmaxState state;

@@ -143,6 +143,7 @@ inline void widen(const std::uint8_t* codes, std::int64_t n, float* out) {
 
 [[gnu::always_inline]] inline void prefetch(const void* p) { __builtin_prefetch(p); }
 [[gnu::always_inline]] inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
+[[gnu::always_inline]] inline void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1); }
 
 inline float square_root(float x) { return std::sqrt(x); }
 

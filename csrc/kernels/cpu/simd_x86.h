@@ -114,6 +114,7 @@ inline void widen(const std::uint8_t* codes, std::int64_t n, float* out) {
 [[gnu::always_inline]] inline void prefetch_far(const void* p) {  // into the second-level cache
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
 }
+[[gnu::always_inline]] inline void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1); }
 
 inline float square_root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 
