@@ -60,50 +60,65 @@ inline void soften(const AttendSpan& s, int query, std::int64_t n, std::int64_t 
 // page (ask_ahead) for every eight k.
 class Ahead {
  public:
+  struct Line {  // of every page
+    static constexpr int kLines = 8;
+    const std::byte* const* pages;
+    int count;
+    std::ptrdiff_t at;
+    [[gnu::always_inline]] void ask(int i) const {
+      if (i < count) prefetch_far(pages[i] + at);
+    }
+  };
+
   explicit Ahead(const AttendSpan& s) : s_(s) {
     bytes_ = kv_head_elements(s.head_dim) * static_cast<std::int64_t>(dtype_bytes(s.dtype));
-    blocks_ = kPages * kPage / bytes_;
+    blocks_ = Line::kLines * kPage / bytes_;
     blocks_ = blocks_ < 1 ? 1 : blocks_ > kSpanBlocks ? kSpanBlocks : blocks_;
     if (s.asked) return;
     find(0);
-    while (line_ < kPage) ask();
+    while (count_ > 0) {
+      const Line line = next();
+#pragma GCC unroll 8
+      for (int i = 0; i < Line::kLines; ++i) line.ask(i);
+    }
   }
 
   void begin(std::int64_t block) {
     if (block % blocks_ == 0) find(block + blocks_);
   }
 
-  [[gnu::always_inline]] void ask() {
-    if (line_ == kPage) return;
-    for (int i = 0; i < pages_; ++i) prefetch_far(page_[i] + line_);
-    line_ += kLine;
+  Line next() {
+    const Line line{pages_, count_, at_};
+    at_ += 64;
+    if (at_ == kPage) count_ = 0;
+    return line;
   }
 
  private:
-  static constexpr std::int64_t kPage = 4096, kLine = 64, kPages = 8;
+  static constexpr std::int64_t kPage = 4096;
 
   void find(std::int64_t first) {
-    pages_ = 0;
+    count_ = 0;
     for (std::int64_t i = first; i < first + blocks_ && i < s_.blocks + s_.blocks_next; ++i) {
-      for (std::int64_t at = 0; at < bytes_ && pages_ < kPages; at += kPage) {
-        page_[pages_++] = s_.parts[i] + at;
+      for (std::int64_t at = 0; at < bytes_ && count_ < Line::kLines; at += kPage) {
+        pages_[count_++] = s_.parts[i] + at;
       }
     }
-    line_ = 0;
+    at_ = 0;
   }
 
   const AttendSpan& s_;
-  std::int64_t bytes_, blocks_, line_ = kPage;
-  const std::byte* page_[kPages];
-  int pages_ = 0;
+  std::int64_t bytes_, blocks_, at_ = 0;
+  const std::byte* pages_[Line::kLines];
+  int count_ = 0;
 };
 
 template <class T, int Columns>
 struct AskingRows : Rows<T, Columns> {
   static constexpr int kRun = 8;
   Ahead* ahead;  // null: asks for nothing
-  [[gnu::always_inline]] void ask(std::int64_t) const {
-    if (ahead != nullptr) ahead->ask();
+  Ahead::Line turn(std::int64_t) const {
+    return ahead != nullptr ? ahead->next() : Ahead::Line{nullptr, 0, 0};
   }
 };
 
@@ -187,10 +202,7 @@ void attend(const AttendSpan& s) {
       const std::int64_t n = seen(query);
       count = 1;
       while (query + count < s.queries && seen(query + count) == n) ++count;
-      for (int i = query; i < query + count; ++i) {
-        soften(s, i, n, width);
-        if (ahead != nullptr) ahead->ask();
-      }
+      for (int i = query; i < query + count; ++i) soften(s, i, n, width);
       add_values(s, values, query, count, n, width, ahead);
     }
   }

@@ -85,16 +85,23 @@ std::uint64_t read(const void* data, std::size_t bytes, bool pages_in_turn) {
   const float* p = static_cast<const float*>(data);
   const auto* begin = static_cast<const std::byte*>(data);
   const Stream stream{begin, begin + bytes, begin};
-  constexpr std::size_t kAtOnce = 8;
-  Wide sums[kAtOnce];
+  constexpr std::size_t kVectors = 8, kFloats = 128, kPart = 16;  // a turn's run; a line
+  Wide sums[kVectors];
   for (Wide& s : sums) s = zero_of<Wide>();
-  for (std::size_t i = 0; i + kAtOnce * 16 <= bytes / sizeof(float); i += kAtOnce * kWideLanes) {
-    if (pages_in_turn) ask_ahead(stream, p + i, kAtOnce * sizeof(Wide));
+  for (std::size_t i = 0; i + kFloats <= bytes / sizeof(float); i += kFloats) {
+    const Turn turn = turn_of(stream, p + i);
 #pragma GCC unroll 8
-    for (std::size_t j = 0; j < kAtOnce; ++j) {
-      const float* at = p + i + j * kWideLanes;
-      if (!pages_in_turn && j * kWideLanes % 16 == 0) prefetch(at + 1024);
-      sums[j] = sums[j] + load_of<Wide>(at);
+    for (std::size_t line = 0; line < kFloats / kPart; ++line) {
+      const float* at = p + i + line * kPart;
+      if (pages_in_turn) {
+        turn.ask(static_cast<int>(line));
+      } else {
+        prefetch(at + 1024);
+      }
+      for (std::size_t j = 0; j < kPart; j += kWideLanes) {
+        Wide& part = sums[(line * kPart + j) / kWideLanes % kVectors];
+        part = part + load_of<Wide>(at + j);
+      }
     }
   }
   float total = 0;

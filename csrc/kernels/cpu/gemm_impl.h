@@ -77,7 +77,7 @@ inline void widen_panel(const T* block, const Stream& stream, std::int64_t depth
   constexpr int kAtOnce = Packed<T>::kAtOnce;
   std::int64_t k = 0;
   for (; k + kAtOnce <= depth; k += kAtOnce) {
-    if (k % Packed<T>::kRun == 0) packed.ask(k);
+    if (k % Packed<T>::kRun == 0) packed.turn(k).ask_all();
     widen(k, std::integral_constant<int, kAtOnce>());
   }
   if (k < depth) widen(k, std::integral_constant<int, 1>());
