@@ -51,7 +51,7 @@ def consumer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     build = ROOT / "build" / "package" / request.param
     base = tmp_path_factory.mktemp(request.param)
     shared = "ON" if request.param == "shared" else "OFF"
-    configure(ROOT, build, "-DMM_PYTHON=OFF", "-DMM_TESTS=OFF", f"-DBUILD_SHARED_LIBS={shared}")
+    configure(ROOT, build, "-DMM_PYTHON=OFF", "-DMM_CUDA=OFF", f"-DBUILD_SHARED_LIBS={shared}")
     run("cmake", "--build", build)
     run("cmake", "--install", build, "--prefix", base / "prefix")
     source = Path(__file__).parent / "consumer"
