@@ -1,8 +1,14 @@
-// How a kernel is put on a stream, and the words every launcher of this folder uses. No type of the
-// CUDA toolkit: a Stream is what cudaStream_t is, by the driver's own name of it.
+// What the kernels of this folder offer to the backend: one launcher per op, each on a stream, and
+// the words they share. No type of the CUDA toolkit: a Stream is what cudaStream_t is, by the
+// driver's own name of it. All pointers are device memory. A launcher checks nothing that Backend
+// has checked; what only the device can see goes into a Fault.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/fault.h"
+#include "kernels/params.h"
 
 struct CUstream_st;
 
@@ -24,5 +30,46 @@ struct Launch {
   std::size_t shared_bytes = 0;
   Stream stream = nullptr;
 };
+
+// ---- a step (step.cu) ----------------------------------------------------------------------
+
+// Nothing is written where anything is wrong.
+void begin(const BeginParams& p, Fault* fault, Stream stream);
+void accept(const AcceptParams& p, Stream stream);
+// Pairs in order; one that is wrong is left out.
+void copy_blocks(const CopyBlocksParams& p, Fault* fault, Stream stream);
+
+// ---- rows ----------------------------------------------------------------------------------
+
+// Tables in tiles (weight_layout.h), bf16 or fp8. The row of an id outside the table becomes zeros.
+void embed(const EmbedParams& p, Fault* fault, Stream stream);
+
+// out[i] = RMSNorm of row rows[i] of x, or of row i where rows is null, as the consumer wants it;
+// out_scale [out rows] of InputQuant::per_token, else unused.
+struct NormRowsParams {
+  TensorView x;  // [.., H] f32
+  const std::int32_t* rows;
+  const Norm& norm;
+  const Weight& consumer;
+  TensorView out;  // [n, H] f32
+  float* out_scale;
+};
+void norm_rows(const NormRowsParams& p, Stream stream);
+
+// out[r, i] = silu(product[r, i]) * product[r, I + i], as the consumer wants it.
+struct SiluRowsParams {
+  TensorView product;  // [R, 2 I] f32
+  const Weight& consumer;
+  TensorView out;    // [R, I] f32
+  float* out_scale;  // [R] of InputQuant::per_token, else unused
+};
+void silu_rows(const SiluRowsParams& p, Stream stream);
+
+// In place: rows of x [R, n] f32 as the consumer wants them.
+void quantise_rows(TensorView x, const Weight& consumer, float* out_scale, Stream stream);
+
+// qkv [R, (num_heads + 2 num_kv_heads) head_dim] f32, heads in their own order, only read: q
+// rotated into p.q, k rotated and v into the pages of their positions.
+void rope_store(const NormQkvRopeStoreParams& p, TensorView qkv, Stream stream);
 
 }  // namespace mmengine::cuda
