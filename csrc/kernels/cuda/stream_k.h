@@ -1,0 +1,85 @@
+// How one product is shared out among blocks of threads, and in what order its sums are added.
+// Pure arithmetic, the same on host and device.
+//
+// k is cut into segments, by its length alone. A segment's sum starts from zero and is one chain in
+// ascending k; an output is its segments' sums, added in ascending order. Neither depends on the
+// number of blocks, so an output has the same bits on every device and in any company. The units
+// (output tile, segment) form one list, tile by tile, that is cut into equal spans.
+#pragma once
+
+#include <cstdint>
+
+namespace mmengine::cuda {
+
+// Part of the numbers: other values give other bits. A segment has at least 8 k tiles (1024 codes),
+// and a row at most 12 segments. More and shorter ones would cut the list more evenly: as it is,
+// 132 blocks have 1 to 8 % more than their even share of the large matrices of Mistral Medium 3.5
+// (qkv: 11 of 10.2 units), though a block that lacks one leaves its bandwidth to the others. Fewer
+// and longer ones leave less to write down where spans end inside an output tile: with 64 rows 28
+// MB a product, which the L2 cache holds.
+constexpr int kLeastSegmentTiles = 8;
+constexpr int kMostSegments = 12;
+
+struct Span {  // of units
+  std::int64_t begin = 0, end = 0;
+};
+
+struct StreamK {
+  std::int64_t tiles = 0;    // output tiles
+  int k_tiles = 0;           // of each
+  int blocks = 1;            // 1 .. units(), or tiles where those stay whole
+  bool whole_tiles = false;  // spans end between tiles
+
+  constexpr int segment_tiles() const {
+    const int even = (k_tiles + kMostSegments - 1) / kMostSegments;
+    return even > kLeastSegmentTiles ? even : kLeastSegmentTiles;
+  }
+  constexpr int segments() const { return (k_tiles + segment_tiles() - 1) / segment_tiles(); }
+  constexpr std::int64_t units() const { return tiles * segments(); }
+
+  constexpr std::int64_t begin(int block) const {
+    return whole_tiles ? block * tiles / blocks * segments() : block * units() / blocks;
+  }
+  constexpr Span span(int block) const { return {begin(block), begin(block + 1)}; }
+  constexpr int block_of(std::int64_t unit) const {
+    return static_cast<int>(whole_tiles ? ((tile_of(unit) + 1) * blocks - 1) / tiles
+                                        : ((unit + 1) * blocks - 1) / units());
+  }
+
+  constexpr std::int64_t tile_of(std::int64_t unit) const { return unit / segments(); }
+  constexpr int segment_of(std::int64_t unit) const { return static_cast<int>(unit % segments()); }
+  // k tiles of a segment: the last may have fewer.
+  constexpr int first_k_tile(int segment) const { return segment * segment_tiles(); }
+  constexpr int end_k_tile(int segment) const {
+    const int end = (segment + 1) * segment_tiles();
+    return end < k_tiles ? end : k_tiles;
+  }
+
+  // The blocks that contribute to a tile are first .. last. The first one has its leading segments
+  // and writes their running sum down; every other one writes down each segment for itself, because
+  // the sums must be added one by one.
+  constexpr int first_block(std::int64_t tile) const { return block_of(tile * segments()); }
+  constexpr int last_block(std::int64_t tile) const {
+    return block_of((tile + 1) * segments() - 1);
+  }
+
+  // What a block may write down: one running sum of the tile that its span ends in, and single
+  // segments of the tile that its span begins in, which another block began.
+  constexpr int slots_per_block() const {
+    if (whole_tiles) return 0;
+    const std::int64_t longest = (units() + blocks - 1) / blocks;
+    const int others = segments() - 1;
+    return 1 + static_cast<int>(longest < others ? longest : others);
+  }
+  constexpr std::int64_t slots() const {
+    return static_cast<std::int64_t>(blocks) * slots_per_block();
+  }
+  constexpr std::int64_t running_slot(int block) const {
+    return static_cast<std::int64_t>(block) * slots_per_block();
+  }
+  constexpr std::int64_t segment_slot(int block, std::int64_t unit) const {
+    return running_slot(block) + 1 + (unit - begin(block));
+  }
+};
+
+}  // namespace mmengine::cuda
