@@ -33,6 +33,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "csrc/base": ("base/", "mmengine/error.h"),
     "csrc/kernels/ref": ("kernels/ref/", "kernels/*", "base/", "mmengine/error.h"),
     "csrc/kernels/cpu": ("kernels/cpu/", "kernels/*", "base/", "mmengine/error.h"),
+    "csrc/kernels/cuda": ("kernels/cuda/", "kernels/*", "base/", "mmengine/error.h"),
     "csrc/kernels": ("kernels/*", "base/", "mmengine/error.h"),
     "csrc/backend": ("backend/", "kernels/", "base/", "mmengine/error.h"),
     "csrc/model": (
@@ -374,7 +375,9 @@ def test_names(root: Path) -> Iterator[Breach]:
     for path, name in files(root, "tests", ".py", ".cpp"):
         layer = path.parent.name
         if path.suffix == ".cpp":
-            if layer == "native" and not (root / "csrc" / path.stem).is_dir():
+            tested = path.stem.partition("_")[0]  # a layer, or a folder of kernels
+            folders = [root / "csrc" / tested, root / "csrc" / "kernels" / tested]
+            if layer == "native" and not any(folder.is_dir() for folder in folders):
                 yield Breach(name, 1, f"expected the name of a layer, got {path.stem}")
             continue
         if not path.name.startswith("test_") or name in TESTS_OF_SOMETHING_ELSE:

@@ -1,0 +1,54 @@
+"""The tiles of a product on cuda: what fits a multiprocessor, and the scratch memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmengine import _testing_cuda_gemm as native
+
+PROCESSOR_BYTES = 228 * 1024  # shared memory of one multiprocessor of Hopper
+RESERVED = 1024  # of it, per block
+
+
+@pytest.mark.parametrize("fmt", ["fp8", "bf16"])
+@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("columns", [8, 16, 32, 64, 128])
+def test_stages_fit_shared_memory(fmt: str, terms: int, columns: int) -> None:
+    tile = native.gemm_tile(fmt, terms, columns)
+    elements = {"fp8": 128, "bf16": 64}[fmt]
+    assert tile["x_bytes"] == columns * terms * elements * 2
+    assert tile["stage_bytes"] == 16384 + tile["x_bytes"]
+    assert tile["stage_bytes"] % 1024 == 0  # every stage keeps the alignment of the swizzle
+    assert tile["stages"] >= 2
+    assert tile["shared_bytes"] == tile["stages"] * (tile["stage_bytes"] + 16) + 16
+    blocks = tile["blocks_per_processor"]
+    assert blocks * (tile["shared_bytes"] + RESERVED) <= PROCESSOR_BYTES
+    assert blocks == (2 if columns <= 32 else 1)
+    # 29 KB under way on each multiprocessor keep memory busy.
+    assert blocks * tile["stages"] * 16384 >= 29e3
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(1, 8), (8, 8), (9, 16), (17, 32), (33, 64), (64, 64), (65, 128)]
+)
+def test_columns_are_the_fewest_that_hold_the_rows(rows: int, columns: int) -> None:
+    plan = native.gemm_plan(native.Spec("o_proj", 300, 300, "fp8"), 1, rows, 132)
+    assert plan["columns"] == columns
+    assert plan["whole_tiles"] == (columns == 128)
+
+
+@pytest.mark.parametrize("fmt", ["fp8", "bf16"])
+@pytest.mark.parametrize("role", ["o_proj", "gate_up_proj"])
+@pytest.mark.parametrize(("n", "k"), [(2, 1), (576, 576), (1536, 5000), (12288, 28672)])
+@pytest.mark.parametrize("most", [1, 8, 33, 64, 65, 2048])
+def test_scratch_is_enough_for_all_products_on_all_devices(
+    fmt: str, role: str, n: int, k: int, most: int
+) -> None:
+    spec = native.Spec(role, n, k, fmt)
+    limit = native.gemm_plan(spec, 2, most, 1)["scratch_limit"]
+    for rows in {r for r in (1, 7, 8, 9, 31, 33, 64, 65, 130, 1024, 2047, most) if r <= most}:
+        for processors in (1, 2, 78, 114, 132, 144):
+            for terms in (1, 2):
+                plan = native.gemm_plan(spec, terms, rows, processors)
+                assert plan["scratch_bytes"] <= limit
+                assert 1 <= plan["blocks"] <= 2 * processors
