@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+CORE = (".h", ".cpp", ".cu", ".cuh")
 MAX_LINES = 500
 MAX_COLUMNS = 100
 MAX_HEADER_LINES = 8
@@ -52,7 +53,10 @@ ANGLED: dict[str, tuple[str, ...]] = {
     r"nlohmann/": ("csrc/model/",),
     r"pybind11/|Python\.h": ("csrc/bindings/",),
     r".*intrin\.h": ("csrc/kernels/cpu/",),
+    r"cu(da|blas|pti)\w*\.h": ("csrc/kernels/cuda/device_sm90.cuh", "csrc/backend/cuda_"),
 }
+# The one include of what is not product: device.cuh on a machine without a device.
+EMULATOR = {("csrc/kernels/cuda/device.cuh", "emulator/device_emulated.h")}
 SHARED_RUNTIME = {"constraint", "sequence"}
 SCHEDULER_HALF = {"kv_cache", "mask_worker", "prefix_index", "scheduler"}
 RUNNER_HALF = {"batch", "sampler", "speculative", "graph_cache", "plan", "rank", "model_runner"}
@@ -64,6 +68,13 @@ FORBIDDEN_SYMBOLS = re.compile(
     r"(__)?v?f?d?printf(_chk)?|f?puts|f?putc|putchar|perror|_?_?exit|_Exit|quick_exit|abort"
     r"|__assert_fail|getenv|secure_getenv|_ZSt4c(out|err|log)"
 )
+# Sources of which a build has either one or the other.
+NO_CUDA = "csrc/backend/no_cuda.cpp"
+CUDA_PARTS = ("backend", "device", "fault", "memory")
+OF_ONE_BUILD = {
+    NO_CUDA: "csrc/backend/cuda_backend.cpp",
+    **{f"csrc/backend/cuda_{part}.cpp": NO_CUDA for part in CUDA_PARTS},
+}
 ENVIRONMENT = re.compile(r"\b(secure_getenv|getenv|setenv|putenv|unsetenv|environ)\b")
 RAW_MEMORY = re.compile(
     r"\bnew\b|(?<!=)(?<!= )\bdelete\b"
@@ -138,9 +149,10 @@ def files(root: Path, folders: str, *suffixes: str) -> Iterator[tuple[Path, str]
 
 def sources(root: Path) -> Iterator[tuple[Path, str]]:
     """All that people write by hand except prose: C++, Python, shell, CMake, configuration."""
-    code = (".h", ".cpp", ".py", ".pyi", ".cmake")
+    code = (*CORE, ".py", ".pyi", ".cmake")
     yield from files(root, "csrc include python tests tools third_party", *code)
-    for name in ("tools/dev", ".ci/run", "CMakeLists.txt", "pyproject.toml"):
+    alone = ("tools/dev", ".ci/run", "CMakeLists.txt", "tests/emulator/CMakeLists.txt")
+    for name in (*alone, "pyproject.toml"):
         if (root / name).is_file():
             yield root / name, name
 
@@ -165,7 +177,7 @@ def include_arrows(root: Path) -> Iterator[Breach]:
     """A file includes its own layer or lower ones, by the table of arrows."""
     quoted = re.compile(r'\s*#\s*(?:include|define\s+MM_SIMD)\s+"([^"]+)"')
     angled = re.compile(r"\s*#\s*include\s+<([^>]+)>")
-    for path, name in files(root, "csrc include", ".h", ".cpp"):
+    for path, name in files(root, "csrc include", *CORE):
         folder = next((f for f in ARROWS if name.startswith(f + "/")), None)
         if folder is None:
             yield Breach(name, 1, "lies in no layer")
@@ -174,6 +186,8 @@ def include_arrows(root: Path) -> Iterator[Breach]:
         for number, line in enumerate(lines_of(path), 1):
             if match := quoted.match(line):
                 included = match.group(1)
+                if (name, included) in EMULATOR:
+                    continue
                 parent = included.rpartition("/")[0] + "/*"
                 if not included.startswith(allowed) and parent not in allowed:
                     yield Breach(name, number, f'{folder} may not include "{included}"')
@@ -244,7 +258,7 @@ def file_header(root: Path) -> Iterator[Breach]:
         lines = lines_of(path)
         if lines[0].startswith("#!"):
             lines = lines[1:]
-        if path.suffix == ".h" or (path.suffix == ".cpp" and not path.with_suffix(".h").is_file()):
+        if path.suffix in CORE and not (path.suffix == ".cpp" and path.with_suffix(".h").is_file()):
             count = next((i for i, line in enumerate(lines) if not line.startswith("//")), 0)
             if not 1 <= count <= MAX_HEADER_LINES:
                 what = f"opens with {count} lines of comment, expected 1 to {MAX_HEADER_LINES}"
@@ -252,13 +266,13 @@ def file_header(root: Path) -> Iterator[Breach]:
         elif path.suffix == ".py":
             if not lines[0].startswith(('"""', 'r"""')):
                 yield Breach(name, 1, "opens without a docstring")
-        elif path.suffix not in (".cpp", ".toml") and not lines[0].startswith(("#", '"""')):
+        elif path.suffix not in (*CORE, ".toml") and not lines[0].startswith(("#", '"""')):
             yield Breach(name, 1, "opens without a comment")
 
 
 def no_environment(root: Path) -> Iterator[Breach]:
     """The core reads no environment variables."""
-    for path, name in files(root, "csrc include", ".h", ".cpp"):
+    for path, name in files(root, "csrc include", *CORE):
         for number, line in enumerate(code_lines(path), 1):
             if match := ENVIRONMENT.search(line):
                 yield Breach(name, number, f"{match.group()}: options arrive as arguments")
@@ -266,12 +280,33 @@ def no_environment(root: Path) -> Iterator[Breach]:
 
 def no_raw_memory(root: Path) -> Iterator[Breach]:
     """Only base and backend allocate by hand."""
-    for path, name in files(root, "csrc include", ".h", ".cpp"):
+    for path, name in files(root, "csrc include", *CORE):
         if name.startswith(("csrc/base/", "csrc/backend/")):
             continue
         for number, line in enumerate(code_lines(path), 1):
             if match := RAW_MEMORY.search(line):
                 yield Breach(name, number, f"raw {match.group()}: use containers or unique_ptr")
+
+
+def cuda_sources(root: Path) -> Iterator[Breach]:
+    """What makes a kernel run on the emulator, too, and says that it never ran on a device."""
+    banned = {
+        r"\basm\b": ("device_sm90.cuh",),
+        r"<<<": (),
+        r"^\s*#\s*(if|ifdef|ifndef|else|elif|endif)\b": ("device.cuh",),
+        r"\b__(global|device|shared|launch_bounds|syncthreads|syncwarp)(__)?\b|\b__shfl": (
+            "device_sm90.cuh",
+        ),
+    }
+    for path, name in files(root, "csrc/kernels/cuda", ".h", ".cu", ".cuh"):
+        for number, line in enumerate(code_lines(path), 1):
+            for pattern, places in banned.items():
+                if path.name not in places and (match := re.search(pattern, line)):
+                    what = f"{match.group().strip()}: use what device.cuh offers"
+                    yield Breach(name, number, what)
+        head = " ".join(line.strip("/ ") for line in lines_of(path)[:MAX_HEADER_LINES])
+        if path.suffix == ".cu" and "never run on a device" not in head.lower():
+            yield Breach(name, 1, "its header does not say 'Never run on a device'")
 
 
 def python_rules(root: Path) -> Iterator[Breach]:
@@ -304,6 +339,9 @@ def forbidden_symbols(root: Path) -> Iterator[Breach]:
         if layer == "bindings":
             continue
         built = root / "build/py/CMakeFiles" / f"mm_{layer}.dir" / f"{name}.o"
+        other = OF_ONE_BUILD.get(name)
+        if other and (root / "build/py/CMakeFiles/mm_backend.dir" / f"{other}.o").is_file():
+            continue
         if not built.is_file():
             yield Breach(name, 1, "has no object in build/py; run tools/dev build")
             continue
@@ -357,8 +395,13 @@ def headers_alone(root: Path) -> Iterator[Breach]:
         if name.startswith("csrc/kernels/cpu/"):
             options += ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq"]
             options += ["-mavx512vl", "-mavx512vnni"]
-            options.append('-DMM_SIMD="kernels/cpu/simd_scalar.h"')  # of what a *_impl.h is made
+            # of what a *_impl.h is made
+            options.append('-DMM_SIMD="kernels/cpu/simd_scalar.h"')
         jobs.append((name, options))
+    emulated = [*core, "-Itests", "-DMM_CUDA_EMULATED", "-xc++"]
+    for path, name in files(root, "csrc/kernels/cuda", ".cuh"):
+        if path.name != "device_sm90.cuh":
+            jobs.append((name, emulated))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from filter(None, pool.map(lambda job: compile_alone(root, *job), jobs))
 
@@ -384,7 +427,8 @@ def test_names(root: Path) -> Iterator[Breach]:
             continue
         stem = path.stem.removeprefix("test_")
         if layer == "rules":
-            found = (root / "tools" / f"check_{stem}.py").is_file()
+            names = (f"check_{stem}.py", f"{stem}.py")
+            found = any((root / "tools" / name).is_file() for name in names)
         elif layer == "python":
             found = any((root / "python" / "mmengine").rglob(f"{stem}.py"))
         elif (root / "csrc" / layer).is_dir():
@@ -398,7 +442,7 @@ def test_names(root: Path) -> Iterator[Breach]:
 
 RULES: tuple[Rule, ...] = (
     *(include_arrows, runtime_halves, file_length, line_length, ascii_only, file_header),
-    *(no_environment, no_raw_memory, python_rules, forbidden_symbols, headers_alone),
+    *(no_environment, no_raw_memory, cuda_sources, python_rules, forbidden_symbols, headers_alone),
     *(changelog, test_names),
 )
 

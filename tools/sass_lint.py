@@ -67,6 +67,7 @@ class Kernel:
     opcodes: Counter[str] = field(default_factory=Counter)
 
     def matrix(self) -> dict[str, int]:
+        """Instructions of tensor cores: opcode -> how many."""
         return {code: n for code, n in sorted(self.opcodes.items()) if MATRIX.fullmatch(code)}
 
 
@@ -120,9 +121,8 @@ def read_kernels(source: str, usage: str, sass: str) -> list[Kernel]:
         if match := re.fullmatch(r"\s*Function : (\S+)", line):
             symbol = match[1]
             read.add(symbol)
-        elif match := INSTRUCTION.match(line):
-            if symbol in kernels and match[1] != "NOP":
-                kernels[symbol].opcodes[match[1]] += 1
+        elif (match := INSTRUCTION.match(line)) and symbol in kernels and match[1] != "NOP":
+            kernels[symbol].opcodes[match[1]] += 1
     if odd := read ^ set(kernels):
         raise ValueError(f"{source}: {min(odd)} is only in one of -res-usage and -sass")
     if empty := [kernel.symbol for kernel in kernels.values() if not kernel.opcodes]:

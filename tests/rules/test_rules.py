@@ -19,6 +19,8 @@ GOOD = {
     "csrc/base/text.h": "// Text.\n#pragma once\n#include <string>\n",
     "csrc/kernels/params.h": '// Contract.\n#pragma once\n#include "base/text.h"\n',
     "csrc/kernels/ref/launch.h": '// Launchers.\n#pragma once\n#include "kernels/params.h"\n',
+    "csrc/kernels/cuda/launch.h": '// Words.\n#pragma once\n#include "kernels/params.h"\n',
+    "csrc/kernels/cuda/norm.cu": "// Norms. Never run\n// on a device.\nint n = 1 << 2;\n",
     "csrc/backend/backend.h": '// Ops.\n#pragma once\n#include "kernels/params.h"\n',
     "csrc/model/config.h": '// Config.\n#pragma once\n#include "backend/backend.h"\n',
     "csrc/runtime/sequence.h": '// Words.\n#pragma once\n#include "mmengine/types.h"\n',
@@ -45,6 +47,9 @@ BAD = [
     ("include_arrows", "csrc/kernels/params.h", including("backend/x.h"), 3, "may not"),
     ("include_arrows", "csrc/kernels/ref/a.h", including("kernels/cpu/a.h"), 3, "ref"),
     ("include_arrows", "csrc/kernels/cpu/a.h", including("kernels/ref/a.h"), 3, "cpu"),
+    ("include_arrows", "csrc/kernels/cuda/a.cu", including("kernels/ref/a.h"), 3, "cuda"),
+    ("include_arrows", "csrc/kernels/cuda/a.h", including("emulator/device_emulated.h"), 3, "cuda"),
+    ("include_arrows", "csrc/kernels/cuda/a.h", HEADER + "#include <cuda_fp8.h>\n", 3, "sm90"),
     ("include_arrows", "csrc/kernels/a.h", including("kernels/ref/a.h"), 3, "may not"),
     ("include_arrows", "csrc/backend/a.h", including("model/config.h"), 3, "may not"),
     ("include_arrows", "csrc/model/a.h", including("kernels/ref/launch.h"), 3, "launch"),
@@ -76,6 +81,13 @@ BAD = [
     ("no_raw_memory", "csrc/model/a.cpp", CPP + "int* a = new int;\n", 2, "new"),
     ("no_raw_memory", "csrc/model/a.cpp", CPP + "void f(int* a) { delete a; }\n", 2, "delete"),
     ("no_raw_memory", "csrc/model/a.cpp", CPP + "void* a = std::malloc(1);\n", 2, "malloc"),
+    ("no_raw_memory", "csrc/kernels/cuda/a.cu", CPP + "int* a = new int;\n", 2, "new"),
+    ("cuda_sources", "csrc/kernels/cuda/a.cuh", CPP + '  asm volatile("nop;");\n', 2, "asm"),
+    ("cuda_sources", "csrc/kernels/cuda/a.cuh", CPP + "void f() { k<<<1, 2>>>(); }\n", 2, "<<<"),
+    ("cuda_sources", "csrc/kernels/cuda/a.h", CPP + "#ifdef A\n", 2, "#ifdef"),
+    ("cuda_sources", "csrc/kernels/cuda/a.cuh", CPP + "__device__ int f();\n", 2, "device.cuh"),
+    ("cuda_sources", "csrc/kernels/cuda/device_sm90.cuh", CPP + "#else\n", 2, "#else"),
+    ("cuda_sources", "csrc/kernels/cuda/a.cu", CPP + "int a;\n", 1, "Never run on a device"),
     ("python_rules", "python/mmengine/a.py", PY + "from mmengine._core import x\n", 2, "core.py"),
     ("python_rules", "python/mmengine/a.py", PY + "from . import _core\n", 2, "core.py"),
     ("python_rules", "python/mmengine/a.py", PY + "import torch.nn\n", 2, "torch"),
@@ -93,9 +105,11 @@ BAD = [
         1,
         "span",
     ),
+    ("headers_alone", "csrc/kernels/cuda/a.cuh", CPP + "std::string a;\n", 1, "std"),
     ("changelog", "CHANGELOG.md", "# Changes\n\n## 1.0\n", 1, "Unreleased"),
     ("test_names", "tests/model/test_gone.py", PY, 1, "mirrors no file"),
     ("test_names", "tests/python/test_gone.py", PY, 1, "mirrors no file"),
+    ("test_names", "tests/rules/test_gone.py", PY, 1, "mirrors no file"),
     ("test_names", "tests/native/gone.cpp", CPP, 1, "name of a layer"),
 ]
 
@@ -137,6 +151,21 @@ def compile_object(root: Path, name: str, code: str) -> None:
     subprocess.run(["g++", "-c", "-O1", str(root / source), "-o", str(target)], check=True)
 
 
+def test_a_build_has_one_of_two_sources(check, tmp_path) -> None:
+    """Without CUDA cuda_backend.cpp has no object, with it no_cuda.cpp; one of them must."""
+    pair = ("csrc/backend/cuda_backend.cpp", "csrc/backend/no_cuda.cpp")
+    write_tree(tmp_path, GOOD | dict.fromkeys(pair, CPP))
+    assert check(tmp_path, "forbidden_symbols")[0] == 1
+    for name in pair:
+        built = tmp_path / "build/py/CMakeFiles/mm_backend.dir" / f"{name}.o"
+        built.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            ["g++", "-c", "-o", str(built), "-x", "c++", str(tmp_path / name)], check=True
+        )
+        assert check(tmp_path, "forbidden_symbols") == (0, "1 rules hold\n")
+        built.unlink()
+
+
 def test_this_tree_keeps_the_rules(check) -> None:
     code, output = check(TOP)
     assert code == 0, output
@@ -144,7 +173,7 @@ def test_this_tree_keeps_the_rules(check) -> None:
 
 def test_good_tree_passes(check, tmp_path: Path) -> None:
     write_tree(tmp_path, GOOD)
-    assert check(tmp_path) == (0, "13 rules hold\n")
+    assert check(tmp_path) == (0, "14 rules hold\n")
 
 
 @pytest.mark.parametrize(("rule", "name", "text", "line", "part"), BAD)
