@@ -41,7 +41,8 @@ endif()
 
 # Kernels, as flags of the host code elsewhere: no contraction on either side, so that a fused
 # multiply-add is where it is written; every warning of nvcc, g++ and ptxas, a spilled register
-# and local memory among them, ends the build. -Wpedantic is left out: nvcc hands g++ lines of its own.
+# and local memory among them, ends the build. -Wpedantic is left out: nvcc hands g++ lines of its
+# own.
 set(MM_CUDA_OPTIONS --fmad=false --expt-relaxed-constexpr -Werror=all-warnings
   -Xptxas=-v,-warn-spills,-warn-lmem-usage,-Werror
   -Xcompiler=-Wall,-Wextra,-Wshadow,-Werror,-ffp-contract=off,-fno-math-errno
