@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "backend/cpu_backend.h"
+#include "backend/cuda_backend.h"
 #include "backend/ref_backend.h"
 #include "base/check.h"
 
@@ -239,6 +240,7 @@ std::unique_ptr<Backend> make_backend(const BackendOptions& options) {
     }
     return std::make_unique<RefBackend>();
   }
+  if (options.kind == BackendKind::cuda) return make_cuda_backend(options);
   const std::vector<const cpu::Kernels*> levels = cpu::supported_kernels();
   if (options.instruction_set.empty()) {
     return std::make_unique<CpuBackend>(*levels.back(), options.threads);

@@ -15,6 +15,7 @@
 
 #include "backend/buffer.h"
 #include "backend/traits.h"
+#include "base/memory.h"
 #include "kernels/params.h"
 
 namespace mmengine {
@@ -95,6 +96,7 @@ struct HostWeight {  // the parts of one packed weight: q, k, v or gate, up or a
 struct BackendOptions {
   BackendKind kind = BackendKind::cpu;
   int threads = 0;  // 0 = the processors this process may use
+  int device = 0;   // cuda: which one
   // cpu: "" = the best that this machine has; "scalar", "avx2", "avx512" ask for
   // one (tests compare them).
   std::string instruction_set;
@@ -108,8 +110,14 @@ class Backend {
   virtual std::string describe() const = 0;  // "cpu, avx2, 2 threads"
 
   virtual Buffer allocate(std::size_t bytes) = 0;
+  // Host memory of what is uploaded and downloaded in every step.
+  virtual Buffer allocate_images(std::size_t bytes) { return allocate_host(bytes); }
+  // That allocate may still give.
+  virtual std::int64_t available_bytes() const { return available_memory_bytes(); }
   virtual void set_scratch(TensorView scratch) = 0;  // traits().scratch_bytes(...) bytes
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
+  // Waits until all ops before it are done, and throws what they found wrong where an op returns
+  // before it is done.
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;
   // Bytes per second at which all threads together read memory no cache holds, in the better of the
   // orders in which they can ask for it; about a second.
@@ -154,7 +162,8 @@ class Backend {
   virtual void do_accept(const AcceptParams&) = 0;
 };
 
-// Error{usage} when the machine lacks the instruction set that was asked for.
+// Error{usage} when the machine lacks the instruction set that was asked for,
+// Error{unsupported_model} when it lacks the device.
 std::unique_ptr<Backend> make_backend(const BackendOptions& options);
 
 }  // namespace mmengine

@@ -8,7 +8,7 @@
 
 namespace mmengine {
 
-enum class BackendKind { ref, cpu };
+enum class BackendKind { ref, cpu, cuda };
 
 struct KvSpec {
   std::int64_t num_layers = 0, num_kv_heads = 0, head_dim = 0;

@@ -6,7 +6,7 @@ namespace mmengine {
 
 ModelRunner::ModelRunner(const Plan& plan, std::unique_ptr<Rank> rank)
     : rank_(std::move(rank)),
-      host_(allocate_host(plan.host.bytes())),
+      host_(rank_->backend().allocate_images(plan.host.bytes())),
       input_(plan.step_input_host.bind(host_)),
       logits_(host_[plan.logits_host].as<float>()),
       kv_saturated_(host_[plan.kv_saturated_host].as<std::int64_t>()) {

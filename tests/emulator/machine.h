@@ -33,7 +33,7 @@ enum class Order : std::uint8_t {
 struct Options {
   Order order = Order::ascending;
   std::uint64_t seed = 0;
-  int multiprocessors = 132;  // blocks that run at once
+  int multiprocessors = 6;  // blocks that run at once
 };
 
 Options& options();  // of the launches to come

@@ -106,7 +106,7 @@ class Tables:
     sent: set[tuple[int, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.slots = native.Slots(self.sequences, self.max_blocks)
+        self.slots = self.backend.slots(self.sequences, self.max_blocks)
         order = 1 + np.random.default_rng(self.seed).permutation(self.sequences * self.max_blocks)
         self.blocks = order.reshape(self.sequences, self.max_blocks)
 

@@ -14,7 +14,7 @@ from mmengine import errors
 @pytest.mark.parametrize("name", BACKENDS)
 def test_begin_and_accept(name: str) -> None:
     backend = native.Backend(name, 1)
-    slots = native.Slots(3, 4)
+    slots = backend.slots(3, 4)
     # Slot 2 starts with three tokens, two of them with logits; slot 0 with one.
     step = backend.begin(
         slots,
@@ -61,7 +61,7 @@ BAD_STEPS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("message", "change"), BAD_STEPS)
 def test_begin_refuses(name: str, message: str, change: dict[str, Any]) -> None:
     backend = native.Backend(name, 1)
-    slots = native.Slots(2, 4)
+    slots = backend.slots(2, 4)
     args = {
         "row_id": [1, 2],
         "cu_rows": [0, 2],

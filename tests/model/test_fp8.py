@@ -101,7 +101,7 @@ class Recorded(Fp8Linear):
 def single_sequence(backend: Any, rows: int) -> Any:
     """A step of so many rows, for stages that look at rows only."""
     blocks = (rows - 1) // backend.block_tokens + 1
-    slots = native.Slots(1, blocks)
+    slots = backend.slots(1, blocks)
     table = [value for i in range(blocks) for value in (0, i, i + 1)]
     return backend.begin(slots, [0] * rows, [0, rows], [0], [0], [0, 0], [], table)
 

@@ -47,7 +47,7 @@ void reverse_captured(const Array<float>& x, Array<float>& out, int replays) {
 PYBIND11_MODULE(MM_MODULE, m) {
   register_errors(m);
   m.def("set_order", set_order, py::arg("order"), py::arg("seed") = 0,
-        py::arg("multiprocessors") = 132);
+        py::arg("multiprocessors") = 6);
   m.def("mma", [](const Array<std::uint32_t>& a, const Array<std::uint32_t>& b, Array<float>& d,
                   bool bf16) { probes::run_mma(a.data(), b.data(), d.mutable_data(), bf16); });
   m.def("load_matrix", [](int matrices, bool transposed, const Array<std::uint16_t>& data,

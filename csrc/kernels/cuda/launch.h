@@ -56,20 +56,22 @@ struct NormRowsParams {
 };
 void norm_rows(const NormRowsParams& p, Stream stream);
 
-// out[r, i] = silu(product[r, i]) * product[r, I + i], as the consumer wants it.
-struct SiluRowsParams {
-  TensorView product;  // [R, 2 I] f32
-  const Weight& consumer;
-  TensorView out;    // [R, I] f32
-  float* out_scale;  // [R] of InputQuant::per_token, else unused
-};
-void silu_rows(const SiluRowsParams& p, Stream stream);
-
 // In place: rows of x [R, n] f32 as the consumer wants them.
 void quantise_rows(TensorView x, const Weight& consumer, float* out_scale, Stream stream);
 
 // qkv [R, (num_heads + 2 num_kv_heads) head_dim] f32, heads in their own order, only read: q
 // rotated into p.q, k rotated and v into the pages of their positions.
 void rope_store(const NormQkvRopeStoreParams& p, TensorView qkv, Stream stream);
+
+// The rows of p.q over the pages of their sequences; p.out as f32, not quantised.
+void attention(const AttentionParams& p, Stream stream);
+
+// ---- probes of the device ------------------------------------------------------------------
+// `out`: 4 bytes that are not written but might be.
+
+void measure_read(const void* data, std::size_t bytes, void* out, int blocks, Stream stream);
+constexpr int kOpsOfProbeLoop = 4096;  // of one loop of one block
+void measure_multiply(std::int64_t loops, void* out, int blocks, Stream stream);
+void measure_multiply_int8(std::int64_t loops, void* out, int blocks, Stream stream);
 
 }  // namespace mmengine::cuda

@@ -1,5 +1,5 @@
-// RMSNorm of rows, silu(gate) * up, and rounding rows to e4m3 for the weight that follows: a block
-// of 256 threads for a row (without a scale of its own a row of silu_rows may have several blocks).
+// RMSNorm of rows, and rounding rows to e4m3 for the weight that follows: a block of 256 threads for
+// a row, whose sum of squares is kept in double.
 // Limits: 40 registers, 256 bytes of shared memory; rows of any length. Never run on a device.
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/launch.h"
@@ -25,12 +25,11 @@ struct Rows {
 // Writes make(i), the elements i .. i + 3 of the row, as its consumer wants them. Called by the
 // whole block where the row has a scale of its own: make is called twice then.
 template <class Make>
-MM_DEVICE void put_row(const Rows& p, std::int64_t row, std::int64_t begin, std::int64_t end,
-                       const Make& make) {
+MM_DEVICE void put_row(const Rows& p, std::int64_t row, const Make& make) {
   float scale = p.input_scale;
   if (p.quant == InputQuant::per_token) {
     float largest = 0;
-    for (std::int64_t i = begin + 4 * thread_index(); i < end; i += kSpan) {
+    for (std::int64_t i = 4 * thread_index(); i < p.n; i += kSpan) {
       const Float4 v = make(i);
       for (int j = 0; j < 4; ++j) largest = fmaxf(largest, fabsf(v.v[j]));
     }
@@ -38,7 +37,7 @@ MM_DEVICE void put_row(const Rows& p, std::int64_t row, std::int64_t begin, std:
     if (thread_index() == 0) p.out_scale[row] = scale;
   }
   float* out = p.out + row * p.out_stride;
-  for (std::int64_t i = begin + 4 * thread_index(); i < end; i += kSpan) {
+  for (std::int64_t i = 4 * thread_index(); i < p.n; i += kSpan) {
     Float4 v = make(i);
     if (p.quant != InputQuant::none) {
       for (int j = 0; j < 4; ++j) v.v[j] = rounded_e4m3(v.v[j], scale);
@@ -58,7 +57,7 @@ void norm_kernel(Rows p, const std::int32_t* rows, const float* gain, float eps)
   }
   const double sum = block_sum(squares, shared_memory<double>());
   const auto inverse = static_cast<float>(1.0 / sqrt(sum / static_cast<double>(p.n) + eps));
-  put_row(p, row, 0, p.n, [&](std::int64_t i) {
+  put_row(p, row, [&](std::int64_t i) {
     Float4 v = load4(x, i, p.n, p.aligned);
     const Float4 g = load4(gain, i, p.n, p.aligned);
     for (int j = 0; j < 4; ++j) v.v[j] = v.v[j] * inverse * g.v[j];
@@ -67,26 +66,10 @@ void norm_kernel(Rows p, const std::int32_t* rows, const float* gain, float eps)
 }
 
 MM_KERNEL(kThreads)
-void silu_kernel(Rows p, std::int64_t span) {
-  const std::int64_t row = block_x(), begin = block_y() * span;
-  const std::int64_t end = begin + span < p.n ? begin + span : p.n;
-  const float* gate = p.x + row * p.stride;
-  const float* up = gate + p.n;
-  // Gate and up are read alike only if the row's halves begin at multiples of four.
-  const bool aligned = p.aligned && p.n % 4 == 0;
-  put_row(p, row, begin, end, [&](std::int64_t i) {
-    const Float4 g = load4(gate, i, p.n, aligned), u = load4(up, i, p.n, aligned);
-    Float4 v;
-    for (int j = 0; j < 4; ++j) v.v[j] = silu_mul(g.v[j], u.v[j]);
-    return v;
-  });
-}
-
-MM_KERNEL(kThreads)
 void quantise_kernel(Rows p) {
   const std::int64_t row = block_x();
   const float* x = p.x + row * p.stride;
-  put_row(p, row, 0, p.n, [&](std::int64_t i) { return load4(x, i, p.n, p.aligned); });
+  put_row(p, row, [&](std::int64_t i) { return load4(x, i, p.n, p.aligned); });
 }
 
 Rows rows_of(const TensorView& x, const TensorView& out, const Weight& consumer, float* out_scale) {
@@ -110,16 +93,6 @@ void norm_rows(const NormRowsParams& p, Stream stream) {
   rows.aligned = rows.aligned && rows_aligned(p.norm.gain.data, 4);
   launch(norm_kernel, {"rms_norm", {count}, kThreads, kReduceBytes, stream}, rows, p.rows,
          p.norm.gain.as<const float>(), p.norm.eps);
-}
-
-void silu_rows(const SiluRowsParams& p, Stream stream) {
-  const auto count = static_cast<int>(p.out.shape[0]);
-  const std::int64_t n = p.out.shape[1];
-  if (count == 0 || n == 0) return;
-  const Rows rows = rows_of(p.product, p.out, p.consumer, p.out_scale);
-  const std::int64_t span = p.consumer.quant == InputQuant::per_token ? n : 2 * kSpan;
-  const auto blocks = static_cast<int>((n + span - 1) / span);
-  launch(silu_kernel, {"silu", {count, blocks}, kThreads, kReduceBytes, stream}, rows, span);
 }
 
 void quantise_rows(TensorView x, const Weight& consumer, float* out_scale, Stream stream) {

@@ -1,0 +1,286 @@
+// Stages composed of kernels on one stream. An op returns once it has been put there; download waits
+// for all of them and throws what they found wrong. Sampling is the host's: kernels/ref over logits
+// that are brought back.
+#include "backend/cuda_backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include "backend/best_rate.h"
+#include "backend/cuda_device.h"
+#include "backend/cuda_fault.h"
+#include "backend/cuda_pack.h"
+#include "backend/cuda_traits.h"
+#include "base/check.h"
+#include "base/parallel.h"
+#include "kernels/cuda/gemm.h"
+#include "kernels/cuda/gemm_tiles.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/ref/launch.h"
+
+namespace mmengine {
+namespace {
+
+struct DestroyStream {
+  void operator()(cuda::Stream stream) const { cuda::destroy_stream(stream); }
+};
+using OwnStream = std::unique_ptr<std::remove_pointer_t<cuda::Stream>, DestroyStream>;
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(const cuda::DeviceFacts& facts, int threads);
+  const BackendTraits& traits() const override { return mmengine::traits(BackendKind::cuda); }
+  int threads() const override { return pool_.threads(); }
+  std::string describe() const override;
+  Buffer allocate(std::size_t bytes) override { return cuda::allocate_device(bytes); }
+  Buffer allocate_images(std::size_t bytes) override { return cuda::allocate_pinned(bytes); }
+  std::int64_t available_bytes() const override { return facts_.available_bytes; }
+  void set_scratch(TensorView scratch) override { scratch_ = scratch; }
+  void upload(void* device, const void* host, std::size_t bytes) override;
+  void download(void* host, const void* device, std::size_t bytes) override;
+  double measure_read_bandwidth() override;
+  double measure_multiply_peak() override;
+  double measure_int8_peak() override;
+
+ private:
+  Weight do_pack(const HostWeight&, const WeightSpec&, TensorView) override;
+  void do_copy_blocks(const CopyBlocksParams&) override;
+  void do_begin(const BeginParams&) override;
+  void do_embed(const EmbedParams&) override;
+  void do_norm_qkv_rope_store(const NormQkvRopeStoreParams&) override;
+  void do_attention(const AttentionParams&) override;
+  void do_linear_residual(const LinearResidualParams&) override;
+  void do_norm_gate_up_silu(const NormGateUpSiluParams&) override;
+  void do_logits(const LogitsParams&) override;
+  void do_sample(const SampleParams&) override;
+  void do_accept(const AcceptParams&) override;
+
+  int blocks_of_probes() const { return 8 * facts_.multiprocessors; }  // all that fit at once
+  CudaScratch scratch(const WeightSpec& product, std::int64_t rows, std::int64_t columns) const;
+  void multiply(TensorView x, const float* x_scale, const Weight& weight,
+                cuda::GemmEpilogue epilogue, TensorView out, const CudaScratch& scratch);
+  cuda::DeviceFacts facts_;
+  ThreadPool pool_;
+  OwnStream owned_;
+  cuda::Stream stream_;
+  Buffer fault_, fault_image_;  // a Fault each, on the device and pinned
+  Buffer ring_;                 // of weights on their way, in two halves
+  TensorView scratch_;
+  std::vector<float> logits_;  // of do_sample
+  ref::SampleScratch sampling_;
+};
+
+cuda::Fault* fault_of(const Buffer& buffer) { return static_cast<cuda::Fault*>(buffer.data()); }
+
+CudaBackend::CudaBackend(const cuda::DeviceFacts& facts, int threads)
+    : facts_(facts),
+      pool_(threads),
+      owned_((cuda::use_device(facts.index), cuda::make_stream())),
+      stream_(owned_.get()),
+      fault_(cuda::allocate_device(sizeof(cuda::Fault))),
+      fault_image_(cuda::allocate_pinned(sizeof(cuda::Fault))) {}
+
+std::string CudaBackend::describe() const {
+  return str("cuda:", facts_.index, ", ", facts_.name, ", ", facts_.multiprocessors,
+             " multiprocessors");
+}
+
+void CudaBackend::upload(void* device, const void* host, std::size_t bytes) {
+  cuda::copy_to_device(device, host, bytes, stream_);
+}
+
+void CudaBackend::download(void* host, const void* device, std::size_t bytes) {
+  cuda::copy_to_host(host, device, bytes, stream_);
+  cuda::copy_to_host(fault_image_.data(), fault_.data(), sizeof(cuda::Fault), stream_);
+  cuda::wait_for(stream_);
+  const cuda::Fault found = *fault_of(fault_image_);
+  if (found.count == 0) return;
+  cuda::clear_device(fault_.data(), sizeof(cuda::Fault), stream_);
+  cuda::check_fault(found);
+}
+
+// ---- weights -------------------------------------------------------------------------------
+
+// While the pieces of one half of the ring are packed, those of the other are on their way.
+Weight CudaBackend::do_pack(const HostWeight& host, const WeightSpec& spec, TensorView target) {
+  constexpr std::size_t kMostHalf = std::size_t{64} << 20;
+  const CudaPacker packer(host, spec);
+  const std::size_t piece = packer.piece_bytes(), scales = cuda::kTileRows * sizeof(float);
+  const auto at_once = std::clamp<std::int64_t>(
+      static_cast<std::int64_t>(kMostHalf / (piece + scales)), 1, std::int64_t{2} * threads());
+  const std::size_t half = static_cast<std::size_t>(at_once) * (piece + scales);
+  if (ring_.bytes() < 2 * half) {
+    cuda::wait_for(stream_);
+    ring_ = {};
+    ring_ = cuda::allocate_pinned(2 * half);
+  }
+  auto* data = target.as<std::byte>();
+  std::byte* device_scales = data + cuda::data_bytes(spec);
+  for (std::int64_t first = 0; first < packer.pieces(); first += at_once) {
+    const std::int64_t count = std::min(at_once, packer.pieces() - first);
+    std::byte* pieces =
+        static_cast<std::byte*>(ring_.data()) + (first / at_once % 2 == 0 ? 0 : half);
+    auto* piece_scales =
+        reinterpret_cast<float*>(pieces + static_cast<std::size_t>(at_once) * piece);
+    pool_.parallel_for(count, [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        packer.pack(first + i, pieces + static_cast<std::size_t>(i) * piece,
+                    piece_scales + i * cuda::kTileRows);
+      }
+    });
+    cuda::wait_for(stream_);  // the other half may be used again
+    upload(data + static_cast<std::size_t>(first) * piece, pieces,
+           static_cast<std::size_t>(count) * piece);
+    upload(device_scales + static_cast<std::size_t>(first) * scales, piece_scales,
+           static_cast<std::size_t>(count) * scales);
+  }
+  cuda::wait_for(stream_);
+  Weight weight = packer.weight();
+  weight.data = data;
+  if (spec.format == WeightFormat::fp8) weight.scales = reinterpret_cast<float*>(device_scales);
+  return weight;
+}
+
+// ---- stages --------------------------------------------------------------------------------
+
+CudaScratch CudaBackend::scratch(const WeightSpec& product, std::int64_t rows,
+                                 std::int64_t columns) const {
+  return {scratch_, cuda::gemm_scratch_bytes(product, rows), rows, product.k, columns};
+}
+
+void CudaBackend::multiply(TensorView x, const float* x_scale, const Weight& weight,
+                           cuda::GemmEpilogue epilogue, TensorView out,
+                           const CudaScratch& scratch) {
+  cuda::gemm({x, x_scale, weight, epilogue, out, scratch.gemm}, facts_.multiprocessors, stream_);
+}
+
+void CudaBackend::do_copy_blocks(const CopyBlocksParams& p) {
+  cuda::copy_blocks(p, fault_of(fault_), stream_);
+}
+
+void CudaBackend::do_begin(const BeginParams& p) { cuda::begin(p, fault_of(fault_), stream_); }
+
+void CudaBackend::do_embed(const EmbedParams& p) { cuda::embed(p, fault_of(fault_), stream_); }
+
+void CudaBackend::do_norm_qkv_rope_store(const NormQkvRopeStoreParams& p) {
+  if (p.step.rows == 0) return;
+  const CudaScratch s = scratch(p.qkv_proj.spec, p.step.rows, p.qkv_proj.spec.n);
+  cuda::norm_rows({p.residual, nullptr, p.norm, p.qkv_proj, s.rows, s.scale}, stream_);
+  multiply(s.rows, s.scale, p.qkv_proj, cuda::GemmEpilogue::store, s.product, s);
+  cuda::rope_store(p, s.product, stream_);
+}
+
+void CudaBackend::do_attention(const AttentionParams& p) {
+  cuda::attention(p, stream_);
+  cuda::quantise_rows(p.out.rows(p.step.rows), p.consumer, p.out_scale, stream_);
+}
+
+void CudaBackend::do_linear_residual(const LinearResidualParams& p) {
+  if (p.step.rows == 0) return;
+  const CudaScratch s(scratch_, cuda::gemm_scratch_bytes(p.weight.spec, p.step.rows), 0, 0, 0);
+  multiply(p.x.rows(p.step.rows), p.x_scale, p.weight, cuda::GemmEpilogue::add,
+           p.residual.rows(p.step.rows), s);
+}
+
+void CudaBackend::do_norm_gate_up_silu(const NormGateUpSiluParams& p) {
+  if (p.step.rows == 0) return;
+  const CudaScratch s = scratch(p.gate_up_proj.spec, p.step.rows, 0);
+  const TensorView out = p.out.rows(p.step.rows);
+  cuda::norm_rows({p.residual, nullptr, p.norm, p.gate_up_proj, s.rows, s.scale}, stream_);
+  multiply(s.rows, s.scale, p.gate_up_proj, cuda::GemmEpilogue::silu_mul, out, s);
+  cuda::quantise_rows(out, p.consumer, p.out_scale, stream_);
+}
+
+void CudaBackend::do_logits(const LogitsParams& p) {
+  if (p.step.logits_rows == 0) return;
+  const CudaScratch s = scratch(p.lm_head.spec, p.step.logits_rows, 0);
+  cuda::norm_rows({p.residual, p.step.logits_row, p.norm, p.lm_head, s.rows, s.scale}, stream_);
+  multiply(s.rows, s.scale, p.lm_head, cuda::GemmEpilogue::store,
+           p.out.rows(p.step.logits_rows), s);
+}
+
+void CudaBackend::do_sample(const SampleParams& p) {
+  const auto rows = static_cast<std::size_t>(p.step.logits_rows);
+  const auto vocab = static_cast<std::size_t>(p.logits.shape[1]);
+  if (rows == 0) return;
+  if (logits_.size() < rows * vocab) logits_.resize(rows * vocab);
+  for (std::size_t e = 0; e < rows; ++e) {
+    cuda::copy_to_host(logits_.data() + e * vocab,
+                       p.logits.rows(static_cast<std::int64_t>(e), 1).data, vocab * sizeof(float),
+                       stream_);
+  }
+  std::vector<std::int32_t> logits_row(rows), positions(static_cast<std::size_t>(p.step.rows));
+  cuda::copy_to_host(logits_row.data(), p.step.logits_row, rows * sizeof(std::int32_t), stream_);
+  download(positions.data(), p.step.positions, positions.size() * sizeof(std::int32_t));
+
+  Step step = p.step;
+  step.logits_row = logits_row.data();
+  step.positions = positions.data();
+  std::vector<std::int32_t> id(rows), top_id(rows * kMaxLogprobs);
+  std::vector<float> logprob(rows), top_logprob(rows * kMaxLogprobs);
+  const SampleOutput out{id.data(), logprob.data(), top_id.data(), top_logprob.data()};
+  const TensorView logits{logits_.data(),
+                          DType::f32,
+                          {static_cast<std::int64_t>(rows), static_cast<std::int64_t>(vocab)},
+                          static_cast<std::int64_t>(vocab)};
+  const SampleParams host{step, logits, p.input, out};
+  for (std::size_t e = 0; e < rows; ++e) {
+    ref::sample_row(host, static_cast<std::int64_t>(e), sampling_);
+  }
+  upload(p.out.id, id.data(), id.size() * sizeof(std::int32_t));
+  upload(p.out.logprob, logprob.data(), logprob.size() * sizeof(float));
+  upload(p.out.top_id, top_id.data(), top_id.size() * sizeof(std::int32_t));
+  upload(p.out.top_logprob, top_logprob.data(), top_logprob.size() * sizeof(float));
+}
+
+void CudaBackend::do_accept(const AcceptParams& p) { cuda::accept(p, stream_); }
+
+// ---- probes --------------------------------------------------------------------------------
+
+double CudaBackend::measure_read_bandwidth() {
+  const std::int64_t share = facts_.multiprocessors * (std::int64_t{4} << 20);  // past the L2 cache
+  const std::int64_t quarter = facts_.available_bytes / 4 / 16 * 16;
+  const auto bytes = static_cast<std::size_t>(std::min(share, quarter));
+  const Buffer data = cuda::allocate_device(bytes), out = cuda::allocate_device(4);
+  const double passes_per_s = best_rate([&](std::int64_t passes) {
+    for (std::int64_t i = 0; i < passes; ++i) {
+      cuda::measure_read(data.data(), bytes, out.data(), blocks_of_probes(), stream_);
+    }
+    cuda::wait_for(stream_);
+  });
+  return passes_per_s * static_cast<double>(bytes);
+}
+
+double CudaBackend::measure_multiply_peak() {
+  const Buffer out = cuda::allocate_device(4);
+  const double loops_per_s = best_rate([&](std::int64_t loops) {
+    cuda::measure_multiply(loops, out.data(), blocks_of_probes(), stream_);
+    cuda::wait_for(stream_);
+  });
+  return loops_per_s * cuda::kOpsOfProbeLoop * blocks_of_probes();
+}
+
+double CudaBackend::measure_int8_peak() {
+  const Buffer out = cuda::allocate_device(4);
+  const double loops_per_s = best_rate([&](std::int64_t loops) {
+    cuda::measure_multiply_int8(loops, out.data(), blocks_of_probes(), stream_);
+    cuda::wait_for(stream_);
+  });
+  return loops_per_s * cuda::kOpsOfProbeLoop * blocks_of_probes();
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {
+  if (!options.instruction_set.empty()) {
+    fail(ErrorCode::usage, "instruction_set", "backend cuda has none to choose, expected '', got ",
+         printable(options.instruction_set));
+  }
+  const cuda::DeviceFacts facts = cuda::look_at_device(options.device);
+  cuda::check_device(facts);
+  return std::make_unique<CudaBackend>(facts, options.threads);
+}
+
+}  // namespace mmengine

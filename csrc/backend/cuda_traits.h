@@ -1,0 +1,33 @@
+// Sizes of the cuda backend, without a device: they are the same in every build.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backend/traits.h"
+
+namespace mmengine {
+
+class CudaTraits final : public BackendTraits {
+ public:
+  int block_tokens() const override;
+  // Error{unsupported_model} for a format that it does not multiply with: f32, int8, int4.
+  std::size_t packed_bytes(const WeightSpec&) const override;
+  std::size_t kv_block_bytes(const KvSpec&) const override;
+  std::size_t scratch_bytes(const ModelShape&, const StepLimits&, int threads) const override;
+};
+
+// What a stage needs of the scratch memory, in this order; null memory: only counted.
+struct CudaScratch {
+  std::byte* gemm = nullptr;
+  TensorView rows;         // [rows, hidden] f32, what a product reads
+  float* scale = nullptr;  // [rows] of the same
+  TensorView product;      // [rows, columns] f32
+  std::size_t bytes = 0;
+
+  // gemm_bytes: of the largest product.
+  CudaScratch(TensorView memory, std::size_t gemm_bytes, std::int64_t rows, std::int64_t hidden,
+              std::int64_t columns);
+};
+
+}  // namespace mmengine
