@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <string>
 
 #include "base/check.h"
@@ -23,6 +24,18 @@ const HostWeight& checked(const HostWeight& host, const WeightSpec& spec) {
          "; ask for one of them, or for the cpu");
   }
   return host;
+}
+
+bool is_infinite(std::uint16_t bits) { return (bits & 0x7fffu) == 0x7f80u; }
+
+// A bf16 row; returns its scale (weight_layout.h).
+float move_infinities(std::uint16_t* row, std::int64_t k) {
+  if (std::none_of(row, row + k, is_infinite)) return 1.0f;
+  const std::uint16_t one = f32_to_bf16(1.0f);
+  std::transform(row, row + k, row, [one](std::uint16_t bits) {
+    return static_cast<std::uint16_t>(is_infinite(bits) ? one | (bits & 0x8000u) : 0);
+  });
+  return std::numeric_limits<float>::infinity();
 }
 
 }  // namespace
@@ -49,10 +62,13 @@ void CudaPacker::pack(std::int64_t index, std::byte* piece, float* scales) const
     if (source >= 0) {
       scale = reader_.read(source, row.data(), buffer);
       read += reader_.stored_row_bytes(source);
+      if (host_.allow_nonfinite && spec_.format == WeightFormat::bf16) {
+        scale = move_infinities(reinterpret_cast<std::uint16_t*>(row.data()), spec_.k);
+      }
     } else {
       std::fill(row.begin(), row.end(), std::byte{0});
     }
-    if (spec_.format == WeightFormat::fp8) scales[r] = scale;
+    scales[r] = scale;
     for (std::int64_t t = 0; t < tiles; ++t) {
       std::byte* tile = piece + t * cuda::kTileBytes;
       const std::byte* from = row.data() + t * cuda::kTileRowBytes;

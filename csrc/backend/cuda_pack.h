@@ -22,9 +22,9 @@ class CudaPacker {
   std::int64_t pieces() const;
   std::size_t piece_bytes() const;  // piece i lies at i * piece_bytes() of the packed data
 
-  // `piece`: piece_bytes() bytes. `scales`: 128 f32, those of the piece's rows, written for fp8
-  // only; they lie at data_bytes(spec) + i * 128 * 4 of the packed weight. Threads may pack
-  // different pieces at once. Throws what RowReader::read throws.
+  // `piece`: piece_bytes() bytes. `scales`: 128 f32, those of the piece's rows; they lie at
+  // data_bytes(spec) + i * 128 * 4 of the packed weight. Threads may pack different pieces at once.
+  // Throws what RowReader::read throws.
   void pack(std::int64_t index, std::byte* piece, float* scales) const;
 
  private:

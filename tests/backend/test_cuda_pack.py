@@ -52,7 +52,7 @@ def test_bf16(role: str, shapes: list[tuple[int, int]], head_dim: int, threads: 
     parts = [rng.standard_normal(s).astype(np.float32) for s in shapes]
     w = np.concatenate(parts)
     spec = native.Spec(role, *w.shape, "bf16", head_dim)
-    data = native.pack(spec, parts, threads=threads)
+    data = native.pack(spec, parts, threads=threads).data
     expected = w.astype(ml_dtypes.bfloat16).astype(np.float64)
     assert np.array_equal(packed_values(spec, data, "bf16", *w.shape), expected)
 
@@ -66,7 +66,7 @@ def test_fp8_of_a_file_keeps_codes_and_scales(
     scales = [rng.uniform(0.5, 2, len(p)).astype(np.float32) for p in parts]
     codes = np.concatenate(parts)
     spec = native.Spec(role, *codes.shape, "fp8", head_dim)
-    data = native.pack(spec, parts, scales)
+    data = native.pack(spec, parts, scales).data
     expected = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float64)
     assert np.array_equal(packed_values(spec, data, "fp8", *codes.shape), expected)
     assert np.array_equal(packed_scales(spec, data), np.concatenate(scales))
@@ -77,7 +77,7 @@ def test_adjacent_rotary_pairs_are_reordered_first() -> None:
     parts = [rng.standard_normal((32, 5)).astype(np.float32) for _ in range(3)]
     spec = native.Spec("qkv_proj", 96, 5, "bf16", 16)
     adjacent = packed_values(
-        spec, native.pack(spec, parts, interleaved=True), "bf16", 96, 5
+        spec, native.pack(spec, parts, interleaved=True).data, "bf16", 96, 5
     ).reshape(6, 2, 8, 5)
     stored = np.concatenate(parts).astype(ml_dtypes.bfloat16).astype(np.float64).reshape(6, 8, 2, 5)
     assert np.array_equal(adjacent, stored.transpose(0, 2, 1, 3))

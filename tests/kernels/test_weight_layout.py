@@ -45,8 +45,7 @@ def test_every_byte_has_its_place(fmt: str, element: int, n: int, k: int) -> Non
     assert sizes["k_tiles"] == ceil_div(k * element, 128)
     assert sizes["data_bytes"] == sizes["n_tiles"] * sizes["k_tiles"] * TILE
     assert offsets.max() + element <= sizes["data_bytes"]
-    scales = 4 * rows if fmt == "fp8" else 0
-    assert sizes["packed_bytes"] == sizes["data_bytes"] + scales
+    assert sizes["packed_bytes"] == sizes["data_bytes"] + 4 * rows
 
 
 @pytest.mark.parametrize("fmt", ["fp8", "bf16"])

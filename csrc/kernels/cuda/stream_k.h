@@ -7,8 +7,6 @@
 // (output tile, segment) form one list, tile by tile, that is cut into equal spans.
 #pragma once
 
-#include <cstdint>
-
 namespace mmengine::cuda {
 
 // Part of the numbers: other values give other bits. A segment has at least 8 k tiles (1024 codes),
@@ -21,11 +19,12 @@ constexpr int kLeastSegmentTiles = 8;
 constexpr int kMostSegments = 12;
 
 struct Span {  // of units
-  std::int64_t begin = 0, end = 0;
+  int begin = 0, end = 0;
 };
 
+// Products of its numbers fit an int: (units + 1) * blocks < 2^31, which gemm checks.
 struct StreamK {
-  std::int64_t tiles = 0;    // output tiles
+  int tiles = 0;             // output tiles
   int k_tiles = 0;           // of each
   int blocks = 1;            // 1 .. units(), or tiles where those stay whole
   bool whole_tiles = false;  // spans end between tiles
@@ -35,19 +34,19 @@ struct StreamK {
     return even > kLeastSegmentTiles ? even : kLeastSegmentTiles;
   }
   constexpr int segments() const { return (k_tiles + segment_tiles() - 1) / segment_tiles(); }
-  constexpr std::int64_t units() const { return tiles * segments(); }
+  constexpr int units() const { return tiles * segments(); }
 
-  constexpr std::int64_t begin(int block) const {
+  constexpr int begin(int block) const {
     return whole_tiles ? block * tiles / blocks * segments() : block * units() / blocks;
   }
   constexpr Span span(int block) const { return {begin(block), begin(block + 1)}; }
-  constexpr int block_of(std::int64_t unit) const {
-    return static_cast<int>(whole_tiles ? ((tile_of(unit) + 1) * blocks - 1) / tiles
-                                        : ((unit + 1) * blocks - 1) / units());
+  constexpr int block_of(int unit) const {
+    return whole_tiles ? ((tile_of(unit) + 1) * blocks - 1) / tiles
+                       : ((unit + 1) * blocks - 1) / units();
   }
 
-  constexpr std::int64_t tile_of(std::int64_t unit) const { return unit / segments(); }
-  constexpr int segment_of(std::int64_t unit) const { return static_cast<int>(unit % segments()); }
+  constexpr int tile_of(int unit) const { return unit / segments(); }
+  constexpr int segment_of(int unit) const { return unit % segments(); }
   // k tiles of a segment: the last may have fewer.
   constexpr int first_k_tile(int segment) const { return segment * segment_tiles(); }
   constexpr int end_k_tile(int segment) const {
@@ -58,26 +57,20 @@ struct StreamK {
   // The blocks that contribute to a tile are first .. last. The first one has its leading segments
   // and writes their running sum down; every other one writes down each segment for itself, because
   // the sums must be added one by one.
-  constexpr int first_block(std::int64_t tile) const { return block_of(tile * segments()); }
-  constexpr int last_block(std::int64_t tile) const {
-    return block_of((tile + 1) * segments() - 1);
-  }
+  constexpr int first_block(int tile) const { return block_of(tile * segments()); }
+  constexpr int last_block(int tile) const { return block_of((tile + 1) * segments() - 1); }
 
   // What a block may write down: one running sum of the tile that its span ends in, and single
   // segments of the tile that its span begins in, which another block began.
   constexpr int slots_per_block() const {
     if (whole_tiles) return 0;
-    const std::int64_t longest = (units() + blocks - 1) / blocks;
+    const int longest = (units() + blocks - 1) / blocks;
     const int others = segments() - 1;
-    return 1 + static_cast<int>(longest < others ? longest : others);
+    return 1 + (longest < others ? longest : others);
   }
-  constexpr std::int64_t slots() const {
-    return static_cast<std::int64_t>(blocks) * slots_per_block();
-  }
-  constexpr std::int64_t running_slot(int block) const {
-    return static_cast<std::int64_t>(block) * slots_per_block();
-  }
-  constexpr std::int64_t segment_slot(int block, std::int64_t unit) const {
+  constexpr int slots() const { return blocks * slots_per_block(); }
+  constexpr int running_slot(int block) const { return block * slots_per_block(); }
+  constexpr int segment_slot(int block, int unit) const {
     return running_slot(block) + 1 + (unit - begin(block));
   }
 };

@@ -42,8 +42,16 @@ constexpr std::int64_t tile_columns(WeightFormat format) {  // along k
 //                  what stores a row knows its place. Heads that are no multiple of 16 keep their
 //                  order.
 
-constexpr bool pairs_in_heads(const WeightSpec& spec) {
-  return spec.role == Role::qkv_proj && spec.head_dim > 0 && spec.head_dim % 16 == 0;
+struct RowOrder {
+  int n = 0;
+  int head_dim = 0;  // 0: no pairs
+  bool gate_up = false;
+};
+
+constexpr RowOrder row_order(const WeightSpec& spec) {
+  const bool pairs = spec.role == Role::qkv_proj && spec.head_dim % 16 == 0;
+  return {static_cast<int>(spec.n), pairs ? static_cast<int>(spec.head_dim) : 0,
+          spec.role == Role::gate_up_proj};
 }
 
 // Rows of the packed matrix, padding included: whole tiles.
@@ -53,27 +61,28 @@ constexpr std::int64_t packed_rows(const WeightSpec& spec) {
 }
 
 // Which row of the matrix packed row `row` holds; -1: padding.
-constexpr std::int64_t source_row(const WeightSpec& spec, std::int64_t row) {
-  const std::int64_t in_eight = row % 8, second = row / 8 % 2;
-  if (spec.role == Role::gate_up_proj) {
-    const std::int64_t half = spec.n / 2, i = row / 16 * 8 + in_eight;
+constexpr int source_row(const RowOrder& order, int row) {
+  const int in_eight = row % 8, second = row / 8 % 2;
+  if (order.gate_up) {
+    const int half = order.n / 2, i = row / 16 * 8 + in_eight;
     return i < half ? i + second * half : -1;
   }
-  if (row >= spec.n) return -1;
-  if (!pairs_in_heads(spec)) return row;
-  const std::int64_t group = row % spec.head_dim / 16;
-  return row - row % spec.head_dim + group * 8 + in_eight + second * (spec.head_dim / 2);
+  if (row >= order.n) return -1;
+  if (order.head_dim == 0) return row;
+  const int in_head = row % order.head_dim;
+  return row - in_head + in_head / 16 * 8 + in_eight + second * (order.head_dim / 2);
+}
+constexpr std::int64_t source_row(const WeightSpec& spec, std::int64_t row) {
+  return source_row(row_order(spec), static_cast<int>(row));
 }
 
 // Where row `row` of the matrix is packed: the inverse of source_row.
 constexpr std::int64_t packed_row(const WeightSpec& spec, std::int64_t row) {
-  if (spec.role == Role::gate_up_proj) {
-    const std::int64_t half = spec.n / 2, second = row >= half ? 1 : 0, i = row - second * half;
-    return i / 8 * 16 + second * 8 + i % 8;
-  }
-  if (!pairs_in_heads(spec)) return row;
-  const std::int64_t half = spec.head_dim / 2, j = row % spec.head_dim, second = j / half;
-  const std::int64_t i = j - second * half;
+  const RowOrder order = row_order(spec);
+  if (!order.gate_up && order.head_dim == 0) return row;
+  const std::int64_t half = (order.gate_up ? order.n : order.head_dim) / 2;
+  const std::int64_t j = order.gate_up ? row : row % order.head_dim;
+  const std::int64_t second = j >= half ? 1 : 0, i = j - second * half;
   return row - j + i / 8 * 16 + second * 8 + i % 8;
 }
 
@@ -101,10 +110,16 @@ constexpr std::size_t data_bytes(const WeightSpec& spec) {
   return static_cast<std::size_t>(n_tiles(spec) * k_tiles(spec) * kTileBytes);
 }
 
-// Behind the data of fp8: one f32 scale per packed row, 0 for padding.
+// Behind the data one f32 scale per packed row, 0 for padding. Of bf16 it is 1, but infinity where
+// a row has infinities: they become +-1 and the rest of the row 0, as in an fp8 row, because a
+// kernel that takes x in two terms would add infinities of both signs.
 constexpr std::size_t packed_bytes(const WeightSpec& spec) {
-  const std::int64_t scales = spec.format == WeightFormat::fp8 ? packed_rows(spec) * 4 : 0;
-  return data_bytes(spec) + static_cast<std::size_t>(scales);
+  return data_bytes(spec) + static_cast<std::size_t>(packed_rows(spec)) * sizeof(float);
+}
+
+inline const float* row_scales(const Weight& weight) {
+  return reinterpret_cast<const float*>(static_cast<const std::byte*>(weight.data) +
+                                        data_bytes(weight.spec));
 }
 
 }  // namespace mmengine::cuda
