@@ -14,7 +14,7 @@
 #include "emulator/warp.h"
 #include "kernels/cuda/launch.h"
 
-#define MM_KERNEL(threads)
+#define MM_KERNEL(...)
 #define MM_DEVICE inline
 
 namespace mmengine::cuda {

@@ -1,14 +1,21 @@
-// _testing_cuda_gemm: the packed weights of the cuda backend and the arithmetic of its products.
+// _testing_cuda_gemm: the packed weights of the cuda backend, the arithmetic of its products, and
+// the products themselves on the emulated device.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "backend/cuda_pack.h"
 #include "base/check.h"
 #include "bindings/errors.h"
+#include "emulator/machine.h"
+#include "kernels/cuda/gemm.h"
+#include "kernels/cuda/gemm_args.h"
 #include "kernels/cuda/gemm_tiles.h"
 #include "kernels/cuda/stream_k.h"
 #include "kernels/cuda/weight_layout.h"
@@ -68,55 +75,112 @@ Longs offsets(const WeightSpec& spec) {  // [packed rows, k]
   return out;
 }
 
-// parts: arrays of f32 bits, or of e4m3 codes with an array of f32 scales.
-py::bytes pack(const WeightSpec& spec, const std::vector<py::array>& parts,
-               const std::vector<py::array>& scales, bool interleaved, int threads) {
+struct Packed {
+  std::string data;
+  Weight weight;
+};
+
+// parts: arrays of f32, or of e4m3 codes with an array of f32 scales each.
+std::unique_ptr<Packed> pack(const WeightSpec& spec, const std::vector<py::array>& parts,
+                             const std::vector<py::array>& scales, bool interleaved, int threads,
+                             const std::string& quant, float input_scale, bool allow_nonfinite) {
   HostWeight host;
+  host.quant = choose<InputQuant>(quant, {"none", "fixed", "per_token"});
+  host.allow_nonfinite = allow_nonfinite;
   for (std::size_t i = 0; i < parts.size(); ++i) {
     HostWeight::Part part;
     const DType dtype = scales.empty() ? DType::f32 : DType::e4m3;
     part.weight = {parts[i].data(), dtype, {parts[i].shape(0), parts[i].shape(1)}};
     if (!scales.empty()) part.weight_scale = {scales[i].data(), DType::f32, {scales[i].size()}};
+    if (host.quant == InputQuant::fixed) part.input_scale = {&input_scale, DType::f32, {1}};
     part.rows = interleaved ? RowOrder::interleaved : RowOrder::half_split;
     part.source = {"model.safetensors", "part" + std::to_string(i)};
     host.parts.push_back(part);
   }
   constexpr std::size_t kGuard = 64;
   const std::size_t bytes = cuda::packed_bytes(spec);
-  std::string packed(bytes + kGuard, '\xa5');
+  auto packed = std::make_unique<Packed>();
+  packed->data.assign(bytes + kGuard, '\xa5');
   ThreadPool pool(threads);
-  const Weight weight = cuda_pack(
-      host, spec, {packed.data(), DType::u8, {static_cast<std::int64_t>(bytes)}, 1}, pool);
-  MM_CHECK(packed.substr(bytes) == std::string(kGuard, '\xa5'), "cuda_pack", "wrote beyond ", bytes,
-           " bytes");
-  MM_CHECK((weight.scales != nullptr) == (spec.format == WeightFormat::fp8), "cuda_pack",
+  const TensorView target{packed->data.data(), DType::u8, {static_cast<std::int64_t>(bytes)}, 1};
+  packed->weight = cuda_pack(host, spec, target, pool);
+  MM_CHECK(packed->data.substr(bytes) == std::string(kGuard, '\xa5'), "cuda_pack", "wrote beyond ",
+           bytes, " bytes");
+  MM_CHECK((packed->weight.scales != nullptr) == (spec.format == WeightFormat::fp8), "cuda_pack",
            "expected scales of fp8 and of nothing else");
-  return py::bytes(packed.data(), bytes);
+  packed->data.resize(bytes);  // in place: the weight points into it
+  return packed;
 }
 
-cuda::StreamK stream_k(std::int64_t tiles, int k_tiles, int blocks, bool whole_tiles) {
-  return {tiles, k_tiles, blocks, whole_tiles};
+TensorView matrix(const py::array_t<float>& a) {
+  if (a.ndim() != 2 || a.strides(1) != 4) throw py::value_error("expected adjacent columns");
+  const std::int64_t stride = a.shape(0) > 1 ? a.strides(0) / 4 : a.shape(1);
+  return {const_cast<float*>(a.data()), DType::f32, {a.shape(0), a.shape(1)}, stride};
+}
+
+// out [rows, n] is used in place; scratch memory starts as poison and ends exactly where it is said
+// to.
+void gemm(const Packed& packed, const py::array_t<float>& x, const py::array_t<float>& out,
+          const std::string& epilogue, const std::optional<py::array_t<float>>& x_scale,
+          int multiprocessors) {
+  constexpr std::size_t kGuard = 256;
+  const std::size_t bytes = cuda::gemm_scratch_bytes(packed.weight.spec, x.shape(0));
+  std::vector<std::byte> scratch(bytes + 2 * kGuard, std::byte{0xff});
+  void* aligned = scratch.data();
+  std::size_t room = scratch.size();
+  auto* begin = static_cast<std::byte*>(std::align(256, bytes, aligned, room));
+  cuda::gemm(
+      {matrix(x), x_scale ? x_scale->data() : nullptr, packed.weight,
+       choose<cuda::GemmEpilogue>(epilogue, {"store", "add", "silu_mul"}), matrix(out), begin},
+      multiprocessors, nullptr);
+  MM_CHECK(std::all_of(begin + bytes, scratch.data() + scratch.size(),
+                       [](std::byte b) { return b == std::byte{0xff}; }),
+           "gemm", "wrote beyond ", bytes, " bytes of scratch memory");
+}
+
+// The terms of x [rows, k] as the kernel stages them: bytes, and the factor of each row.
+py::tuple stage(const py::array_t<float>& x, const std::string& format, int columns, int terms) {
+  const WeightSpec spec = spec_of("o_proj", 1, x.shape(1), format, 0);
+  const auto rows = static_cast<int>(x.shape(0));
+  const int blocks = (rows + columns - 1) / columns, tiles = 3;
+  const auto k_tiles = static_cast<int>(cuda::k_tiles(spec));
+  std::string staged(
+      static_cast<std::size_t>(blocks) * k_tiles * columns * terms * cuda::x_row_bytes(spec.format),
+      '\xff');
+  py::array_t<float> factors(py::ssize_t{blocks} * columns);
+  std::vector<std::uint32_t> arrived(tiles, 7);
+  const TensorView view = matrix(x);
+  cuda::stage_rows(
+      {view.as<float>(), view.row_stride, x.shape(1), rows, columns, terms, k_tiles,
+       reinterpret_cast<std::byte*>(staged.data()), factors.mutable_data(), arrived.data(), tiles},
+      spec.format, nullptr);
+  MM_CHECK(arrived == std::vector<std::uint32_t>(tiles, 0), "stage_rows", "expected zeros");
+  return py::make_tuple(py::bytes(staged), factors);
+}
+
+void set_order(const std::string& order, std::uint64_t seed) {
+  emulator::options().order =
+      choose<emulator::Order>(order, {"ascending", "descending", "shuffled"});
+  emulator::options().seed = seed;
 }
 
 // Per unit: tile, segment, first and last k tile, block, slot (-1: none is needed).
 Longs units(const cuda::StreamK& s) {
-  Longs out({s.units(), std::int64_t{6}});
-  for (std::int64_t u = 0; u < s.units(); ++u) {
-    const std::int64_t tile = s.tile_of(u);
-    const int segment = s.segment_of(u), block = s.block_of(u);
+  Longs out({py::ssize_t{s.units()}, py::ssize_t{6}});
+  for (int u = 0; u < s.units(); ++u) {
+    const int tile = s.tile_of(u), segment = s.segment_of(u), block = s.block_of(u);
     const int first = s.first_block(tile), last = s.last_block(tile);
-    const std::int64_t slot = first == last    ? -1
-                              : block == first ? s.running_slot(block)
-                                               : s.segment_slot(block, u);
-    const std::int64_t row[] = {tile,  segment, s.first_k_tile(segment), s.end_k_tile(segment),
-                                block, slot};
+    const int slot = first == last    ? -1
+                     : block == first ? s.running_slot(block)
+                                      : s.segment_slot(block, u);
+    const int row[] = {tile, segment, s.first_k_tile(segment), s.end_k_tile(segment), block, slot};
     for (int i = 0; i < 6; ++i) out.mutable_at(u, i) = row[i];
   }
   return out;
 }
 
 py::dict schedule_of(const cuda::StreamK& s) {
-  std::vector<std::pair<std::int64_t, std::int64_t>> spans;
+  std::vector<std::pair<int, int>> spans;
   for (int b = 0; b < s.blocks; ++b) spans.emplace_back(s.span(b).begin, s.span(b).end);
   py::dict out;
   out["spans"] = spans;
@@ -166,11 +230,20 @@ PYBIND11_MODULE(MM_MODULE, m) {
   m.def("source_rows", &source_rows);
   m.def("packed_rows", &packed_rows);
   m.def("offsets", &offsets);
+  py::class_<Packed>(m, "Packed").def_property_readonly("data", [](const Packed& packed) {
+    return py::bytes(packed.data);
+  });
   m.def("pack", &pack, py::arg("spec"), py::arg("parts"),
         py::arg("scales") = std::vector<py::array>{}, py::arg("interleaved") = false,
-        py::arg("threads") = 2);
-  m.def("stream_k", [](std::int64_t tiles, int k_tiles, int blocks, bool whole_tiles) {
-    return schedule_of(stream_k(tiles, k_tiles, blocks, whole_tiles));
+        py::arg("threads") = 2, py::arg("quant") = "none", py::arg("input_scale") = 1.0f,
+        py::arg("allow_nonfinite") = false);
+  m.def("gemm", &gemm, py::arg("weight"), py::arg("x"), py::arg("out"),
+        py::arg("epilogue") = "store", py::arg("x_scale") = py::none(),
+        py::arg("multiprocessors") = 132);
+  m.def("stage", &stage);
+  m.def("set_order", &set_order, py::arg("order"), py::arg("seed") = 0);
+  m.def("stream_k", [](int tiles, int k_tiles, int blocks, bool whole_tiles) {
+    return schedule_of({tiles, k_tiles, blocks, whole_tiles});
   });
   m.def("gemm_tile", &tile_of);
   m.def("gemm_plan", &gemm_plan);

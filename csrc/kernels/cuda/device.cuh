@@ -2,7 +2,8 @@
 // PTX (device_sm90.cuh) and plain C++ on fibers (tests/emulator), so the same kernel sources run
 // without a device. Kernels hold no inline PTX and no conditional of their own.
 //
-//   MM_KERNEL(threads) void name(args)   of at most `threads` threads; args by value
+//   MM_KERNEL(threads) void name(args)   of at most `threads` threads; args by value; a second
+//                                        number: so many blocks share a multiprocessor
 //   MM_DEVICE                            a function of a kernel, always inlined
 //   launch(kernel, Launch, args...)      on a stream; Error{engine_dead, launch.name} if refused
 //   shared_memory<T>()                   Launch::shared_bytes, 1024-byte aligned, not initialised

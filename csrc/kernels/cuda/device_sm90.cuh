@@ -10,7 +10,7 @@
 #include "kernels/cuda/launch.h"
 #include "mmengine/error.h"
 
-#define MM_KERNEL(threads) __global__ __launch_bounds__(threads)
+#define MM_KERNEL(...) __global__ __launch_bounds__(__VA_ARGS__)
 #define MM_DEVICE __device__ __forceinline__
 
 namespace mmengine::cuda {

@@ -15,7 +15,7 @@
 
 namespace mmengine::cuda {
 
-constexpr int kGemmThreads = 288;         // eight warps that multiply, one that copies
+constexpr int kGemmThreads = 256;
 constexpr int kMaxMultiprocessors = 144;  // of a whole GH100; what scratch memory is sized for
 constexpr int kMostColumns = 128;         // rows of x in one tile
 constexpr int kGeneratedColumns = 64;     // up to here spans may end inside an output tile
@@ -35,6 +35,15 @@ constexpr int x_terms(const Weight& weight) { return weight.quant == InputQuant:
 // Bytes of one term of one row in a tile: as many elements as a row of a weight tile has.
 constexpr int x_row_bytes(WeightFormat format) {
   return static_cast<int>(tile_columns(format)) * 2;
+}
+
+// At which place of a row of x stands element k of a tile. A lane finds four neighbouring codes of
+// a weight in one register (ldmatrix moves pairs of bytes) and makes two registers of f16 of them;
+// for the instruction the lower two have k 2t, 2t + 1 and the upper two 2t + 8, 2t + 9, so x has
+// the same order: of 16 elements 0, 1, 4, 5, 8, 9, 12, 13, then 2, 3, 6, 7, 10, 11, 14, 15.
+constexpr int x_place(WeightFormat format, int k) {
+  if (format != WeightFormat::fp8) return k;
+  return k / 16 * 16 + k / 2 % 2 * 8 + k % 16 / 4 * 2 + k % 2;
 }
 
 // ---- tiles -----------------------------------------------------------------------------------
@@ -73,11 +82,10 @@ constexpr GemmTile gemm_tile(WeightFormat format, int terms, int columns) {
 constexpr StreamK gemm_schedule(const WeightSpec& spec, const GemmTile& tile, std::int64_t rows,
                                 int multiprocessors) {
   const std::int64_t column_blocks = (rows + tile.columns - 1) / tile.columns;
-  StreamK schedule{column_blocks * n_tiles(spec), static_cast<int>(k_tiles(spec)), 1};
-  schedule.whole_tiles = tile.columns > kGeneratedColumns;
-  const std::int64_t most = schedule.whole_tiles ? schedule.tiles : schedule.units();
-  schedule.blocks = static_cast<int>(
-      std::min<std::int64_t>(most, std::int64_t{multiprocessors} * tile.blocks_per_processor));
+  StreamK schedule{static_cast<int>(column_blocks * n_tiles(spec)), static_cast<int>(k_tiles(spec)),
+                   1, tile.columns > kGeneratedColumns};
+  schedule.blocks = std::min(schedule.whole_tiles ? schedule.tiles : schedule.units(),
+                             multiprocessors * tile.blocks_per_processor);
   return schedule;
 }
 
@@ -99,13 +107,13 @@ constexpr std::size_t scratch_part(std::int64_t bytes) {
 
 constexpr GemmScratchLayout gemm_scratch_layout(const StreamK& schedule, const WeightSpec& spec,
                                                 const GemmTile& tile, std::int64_t rows,
-                                                std::int64_t slots) {
+                                                int slots) {
   const std::int64_t column_blocks = (rows + tile.columns - 1) / tile.columns;
   GemmScratchLayout layout;
   layout.factors = scratch_part(column_blocks * k_tiles(spec) * tile.x_bytes());
   layout.arrived = layout.factors + scratch_part(column_blocks * tile.columns * 4);
-  layout.partials = layout.arrived + scratch_part(schedule.tiles * 4);
-  layout.bytes = layout.partials + scratch_part(slots * kTileRows * tile.columns * 4);
+  layout.partials = layout.arrived + scratch_part(std::int64_t{schedule.tiles} * 4);
+  layout.bytes = layout.partials + scratch_part(std::int64_t{slots} * kTileRows * tile.columns * 4);
   return layout;
 }
 
