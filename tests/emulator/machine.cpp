@@ -20,7 +20,7 @@ std::vector<int> order_of(int count) {
   std::vector<int> order(static_cast<std::size_t>(count));
   std::iota(order.begin(), order.end(), 0);
   if (options().order == Order::descending) std::reverse(order.begin(), order.end());
-  if (options().order == Order::shuffled) std::shuffle(order.begin(), order.end(), random_bits);
+  if (options().order >= Order::shuffled) std::shuffle(order.begin(), order.end(), random_bits);
   return order;
 }
 
@@ -73,18 +73,36 @@ void end_thread(Thread& thread) {
   ++events;
 }
 
+void run_thread(Thread& thread) {
+  if (thread.fiber.finished()) return;
+  running = &thread;
+  thread.fiber.resume();
+  running = nullptr;
+  if (thread.fiber.finished()) end_thread(thread);
+}
+
+// Until nothing in it moves.
+void run_warp(Block& block, int warp) {
+  std::uint64_t before = 0;
+  do {
+    before = events;
+    for (const int lane : order_of(Warp::kLanes)) {
+      run_thread(*block.threads[static_cast<std::size_t>(warp * Warp::kLanes + lane)]);
+    }
+  } while (events != before);
+}
+
 // Until the block has ended or nothing in it moves.
 void run_block(Block& block) {
   std::uint64_t before = 0;
   do {
     before = events;
-    for (const int t : order_of(block.launch->threads)) {
-      Thread& thread = *block.threads[static_cast<std::size_t>(t)];
-      if (thread.fiber.finished()) continue;
-      running = &thread;
-      thread.fiber.resume();
-      running = nullptr;
-      if (thread.fiber.finished()) end_thread(thread);
+    if (options().order == Order::warps) {
+      for (const int w : order_of(block.launch->threads / Warp::kLanes)) run_warp(block, w);
+    } else {
+      for (const int t : order_of(block.launch->threads)) {
+        run_thread(*block.threads[static_cast<std::size_t>(t)]);
+      }
     }
   } while (block.live > 0 && events != before);
 }
@@ -164,7 +182,7 @@ Thread& current() {
 }
 
 bool arrives_early() {
-  return options().order == Order::descending ||
+  return options().order == Order::descending || options().order == Order::warps ||
          (options().order == Order::shuffled && random_bits() % 2 == 0);
 }
 

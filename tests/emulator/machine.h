@@ -28,6 +28,7 @@ enum class Order : std::uint8_t {
   ascending,   // copies arrive as late as they may
   descending,  // copies arrive at once
   shuffled,    // from a seed: another order at every turn, copies early or late
+  warps,       // from a seed: each warp runs as far as it can before the next one; copies at once
 };
 
 struct Options {

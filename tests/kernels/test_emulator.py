@@ -12,7 +12,10 @@ import pytest
 from mmengine import _testing_cuda_emulator as native
 from mmengine import errors
 
-ORDERS = [("ascending", 0), ("descending", 0), *(("shuffled", seed) for seed in range(4))]
+ORDERS = [
+    *[("ascending", 0), ("descending", 0), ("warps", 0), ("warps", 1)],
+    *(("shuffled", seed) for seed in range(4)),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,10 @@ from support.compare import assert_close
 # Of terms of x: 22 bits beside fp8, 16 beside bf16 (gemm_tiles.h); sums are f32.
 BOUNDS = {"fp8": 2e-6, "bf16": 2e-5}
 FROBENIUS = {"fp8": 4e-7, "bf16": 3e-6}
-ORDERS = [("ascending", 0), ("descending", 0), *(("shuffled", seed) for seed in range(3))]
+ORDERS = [
+    *[("ascending", 0), ("descending", 0), ("shuffled", 0), ("shuffled", 1)],
+    *(("warps", seed) for seed in range(4)),
+]
 LONG = [(3, 300, 2600), (9, 130, 1100), (33, 150, 4500), (64, 257, 1537)]  # several segments
 
 

@@ -3,6 +3,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <iterator>
 #include <string>
 
 #include "bindings/errors.h"
@@ -20,12 +22,10 @@ using Array = py::array_t<T, py::array::c_style>;
 
 void set_order(const std::string& order, std::uint64_t seed, int multiprocessors) {
   emulator::Options& options = emulator::options();
-  if (order != "ascending" && order != "descending" && order != "shuffled") {
-    throw py::value_error("unknown order " + order);
-  }
-  options.order = order == "ascending"    ? emulator::Order::ascending
-                  : order == "descending" ? emulator::Order::descending
-                                          : emulator::Order::shuffled;
+  const char* names[] = {"ascending", "descending", "shuffled", "warps"};
+  const auto* found = std::find(std::begin(names), std::end(names), order);
+  if (found == std::end(names)) throw py::value_error("unknown order " + order);
+  options.order = static_cast<emulator::Order>(found - std::begin(names));
   options.seed = seed;
   options.multiprocessors = multiprocessors;
 }

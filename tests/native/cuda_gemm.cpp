@@ -160,7 +160,7 @@ py::tuple stage(const py::array_t<float>& x, const std::string& format, int colu
 
 void set_order(const std::string& order, std::uint64_t seed) {
   emulator::options().order =
-      choose<emulator::Order>(order, {"ascending", "descending", "shuffled"});
+      choose<emulator::Order>(order, {"ascending", "descending", "shuffled", "warps"});
   emulator::options().seed = seed;
 }
 

@@ -69,6 +69,7 @@ MM_DEVICE float power_of_two(int exponent) {
   return float_of(static_cast<std::uint32_t>(exponent + 127) << 23);
 }
 
+// budget: stage_rows_kernel 48 registers 32 shared; needs none
 template <WeightFormat kFormat>
 MM_KERNEL(kStageThreads)
 void stage_rows_kernel(StageArgs args) {
@@ -131,7 +132,7 @@ void gemm(const GemmParams& p, int multiprocessors, Stream stream) {
               schedule.k_tiles, p.scratch, factors, arrived, schedule.tiles},
              spec.format, stream);
   const GemmArgs args{schedule,
-                      row_order(spec),
+                      packed_order(spec),
                       static_cast<const std::byte*>(p.weight.data),
                       row_scales(p.weight),
                       p.scratch,

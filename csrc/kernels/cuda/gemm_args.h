@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/gemm_tiles.h"
@@ -29,7 +30,7 @@ struct StageArgs {
 
 struct GemmArgs {
   StreamK schedule;
-  RowOrder order;
+  PackedOrder order;
   const std::byte* weight;
   const float* scales;  // [packed rows]
   const std::byte* staged;
@@ -46,6 +47,23 @@ struct GemmArgs {
 
 // x -> terms in tiles, and their factors.
 void stage_rows(const StageArgs& args, WeightFormat format, Stream stream);
+
+// call(columns) with the number as a type: it can be an argument of a template.
+template <class Call>
+void with_columns(int columns, const Call& call) {
+  switch (columns) {
+    case 8:
+      return call(std::integral_constant<int, 8>{});
+    case 16:
+      return call(std::integral_constant<int, 16>{});
+    case 32:
+      return call(std::integral_constant<int, 32>{});
+    case 64:
+      return call(std::integral_constant<int, 64>{});
+    default:
+      return call(std::integral_constant<int, kMostColumns>{});
+  }
+}
 
 void gemm_fp8(const GemmArgs& args, const GemmTile& tile, Stream stream);
 void gemm_bf16(const GemmArgs& args, const GemmTile& tile, Stream stream);

@@ -78,8 +78,15 @@ struct Sums {
     }
   }
   MM_DEVICE void read(float* partials, int slot) {
-    clear();
-    add_slot(partials, slot);
+#pragma unroll
+    for (int i = 0; i < Shape::kRowSteps; ++i) {
+#pragma unroll
+      for (int j = 0; j < Shape::kColumnSteps; ++j) {
+        const Float4 quad = *place(partials, slot, i, j);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) d[i][j][c] = quad.v[c];
+      }
+    }
   }
   MM_DEVICE void add_slot(float* partials, int slot) {
 #pragma unroll

@@ -161,9 +161,11 @@ MM_DEVICE void multiply_stage(Sums<Shape>& sums, const std::byte* stage) {
   }
 }
 
-// One part of a tile is written down; the block whose part is the last one adds them all.
+// This block's part of a tile has been written down. Of the block that comes last `total` becomes
+// the sum of all parts, in the order of k; false for the others.
 template <class Shape>
-MM_DEVICE void hand_in(const GemmArgs& args, const GemmRing<Shape>& ring, int tile) {
+MM_DEVICE bool add_parts(const GemmArgs& args, const GemmRing<Shape>& ring, int tile,
+                         Sums<Shape>& total) {
   const StreamK& s = args.schedule;
   const int first = s.first_block(tile), last = s.last_block(tile);
   block_barrier();
@@ -172,8 +174,7 @@ MM_DEVICE void hand_in(const GemmArgs& args, const GemmRing<Shape>& ring, int ti
     *ring.is_last = before == static_cast<std::uint32_t>(last - first) ? 1 : 0;
   }
   block_barrier();
-  if (*ring.is_last == 0) return;
-  Sums<Shape> total;
+  if (*ring.is_last == 0) return false;
   total.read(args.partials, s.running_slot(first));
   const int end = (tile + 1) * s.segments();
   int unit = s.begin(first + 1);
@@ -182,7 +183,7 @@ MM_DEVICE void hand_in(const GemmArgs& args, const GemmRing<Shape>& ring, int ti
       total.add_slot(args.partials, s.segment_slot(block, unit));
     }
   }
-  finish_tile<Shape>(args, total, tile);
+  return true;
 }
 
 template <class Shape>
@@ -216,18 +217,17 @@ MM_DEVICE void multiply_tiles(const GemmArgs& args, const GemmRing<Shape>& ring)
       total.add(sums);
     }
     if (!ends && unit + 1 < span.end) continue;
-    if (began && ends) {
-      finish_tile<Shape>(args, total, tile);
-    } else {
+    bool finished = began && ends;
+    if (!finished) {
       if (began) total.write(args.partials, s.running_slot(block_x()));
-      hand_in<Shape>(args, ring, tile);
+      finished = add_parts<Shape>(args, ring, tile, total);
     }
+    if (finished) finish_tile<Shape>(args, total, tile);
   }
 }
 
 template <class Shape>
-MM_KERNEL(kGemmThreads, Shape::kTile.blocks_per_processor)
-void gemm_kernel(GemmArgs args) {
+MM_DEVICE void run_gemm(const GemmArgs& args) {
   const GemmRing<Shape> ring(shared_memory<std::byte>());
   if (thread_index() == 0) {
     for (int i = 0; i < Shape::kStages; ++i) {
@@ -238,31 +238,6 @@ void gemm_kernel(GemmArgs args) {
   }
   block_barrier();
   multiply_tiles<Shape>(args, ring);
-}
-
-// ---- launching -------------------------------------------------------------------------------
-
-template <WeightFormat kFormat, int kTerms, int kColumns>
-void launch_gemm(const GemmArgs& args, Stream stream) {
-  using Shape = GemmShape<kFormat, kTerms, kColumns>;
-  launch(gemm_kernel<Shape>,
-         {"gemm", {args.schedule.blocks}, kGemmThreads, Shape::kSharedBytes, stream}, args);
-}
-
-template <WeightFormat kFormat, int kTerms>
-void launch_columns(const GemmArgs& args, const GemmTile& tile, Stream stream) {
-  switch (tile.columns) {
-    case 8:
-      return launch_gemm<kFormat, kTerms, 8>(args, stream);
-    case 16:
-      return launch_gemm<kFormat, kTerms, 16>(args, stream);
-    case 32:
-      return launch_gemm<kFormat, kTerms, 32>(args, stream);
-    case 64:
-      return launch_gemm<kFormat, kTerms, 64>(args, stream);
-    default:
-      return launch_gemm<kFormat, kTerms, kMostColumns>(args, stream);
-  }
 }
 
 }  // namespace mmengine::cuda

@@ -42,13 +42,13 @@ constexpr std::int64_t tile_columns(WeightFormat format) {  // along k
 //                  what stores a row knows its place. Heads that are no multiple of 16 keep their
 //                  order.
 
-struct RowOrder {
+struct PackedOrder {
   int n = 0;
   int head_dim = 0;  // 0: no pairs
   bool gate_up = false;
 };
 
-constexpr RowOrder row_order(const WeightSpec& spec) {
+constexpr PackedOrder packed_order(const WeightSpec& spec) {
   const bool pairs = spec.role == Role::qkv_proj && spec.head_dim % 16 == 0;
   return {static_cast<int>(spec.n), pairs ? static_cast<int>(spec.head_dim) : 0,
           spec.role == Role::gate_up_proj};
@@ -61,7 +61,7 @@ constexpr std::int64_t packed_rows(const WeightSpec& spec) {
 }
 
 // Which row of the matrix packed row `row` holds; -1: padding.
-constexpr int source_row(const RowOrder& order, int row) {
+constexpr int source_row(const PackedOrder& order, int row) {
   const int in_eight = row % 8, second = row / 8 % 2;
   if (order.gate_up) {
     const int half = order.n / 2, i = row / 16 * 8 + in_eight;
@@ -73,12 +73,12 @@ constexpr int source_row(const RowOrder& order, int row) {
   return row - in_head + in_head / 16 * 8 + in_eight + second * (order.head_dim / 2);
 }
 constexpr std::int64_t source_row(const WeightSpec& spec, std::int64_t row) {
-  return source_row(row_order(spec), static_cast<int>(row));
+  return source_row(packed_order(spec), static_cast<int>(row));
 }
 
 // Where row `row` of the matrix is packed: the inverse of source_row.
 constexpr std::int64_t packed_row(const WeightSpec& spec, std::int64_t row) {
-  const RowOrder order = row_order(spec);
+  const PackedOrder order = packed_order(spec);
   if (!order.gate_up && order.head_dim == 0) return row;
   const std::int64_t half = (order.gate_up ? order.n : order.head_dim) / 2;
   const std::int64_t j = order.gate_up ? row : row % order.head_dim;
