@@ -230,9 +230,13 @@ void CudaBackend::do_sample(const SampleParams& p) {
     ref::sample_row(host, static_cast<std::int64_t>(e), sampling_);
   }
   upload(p.out.id, id.data(), id.size() * sizeof(std::int32_t));
-  upload(p.out.logprob, logprob.data(), logprob.size() * sizeof(float));
-  upload(p.out.top_id, top_id.data(), top_id.size() * sizeof(std::int32_t));
-  upload(p.out.top_logprob, top_logprob.data(), top_logprob.size() * sizeof(float));
+  for (std::size_t e = 0; e < rows; ++e) {  // of the rest only what was asked for
+    if (p.input.row[e].logprobs < 0 && p.input.row[e].given < 0) continue;
+    const std::size_t top = e * kMaxLogprobs;
+    upload(p.out.logprob + e, &logprob[e], sizeof(float));
+    upload(p.out.top_id + top, &top_id[top], kMaxLogprobs * sizeof(std::int32_t));
+    upload(p.out.top_logprob + top, &top_logprob[top], kMaxLogprobs * sizeof(float));
+  }
 }
 
 void CudaBackend::do_accept(const AcceptParams& p) { cuda::accept(p, stream_); }

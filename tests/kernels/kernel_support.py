@@ -14,8 +14,20 @@ import numpy as np
 from mmengine import _testing_kernels as native
 
 BACKENDS: list[str] = list(native.backends())
+HOST_BACKENDS = [name for name in BACKENDS if name != "cuda"]  # of the same bits in every product
 FORMATS = ["f32", "bf16", "fp8"]
 GROUP_FORMATS = ["int8", "int4"]
+CUDA_FORMATS = ["bf16", "fp8"]
+BACKEND_FORMATS = [
+    (name, fmt) for name in BACKENDS for fmt in (CUDA_FORMATS if name == "cuda" else FORMATS)
+]
+
+
+def product_bound(name: str, fmt: str) -> float:
+    """Of a product with f32 inputs; cuda takes them as two bf16 terms where weights are bf16."""
+    return 5e-5 if (name, fmt) == ("cuda", "bf16") else 1e-5
+
+
 SHAPES = [  # rows of inputs, rows and columns of weights
     (1, 1, 1),
     (1, 33, 7),

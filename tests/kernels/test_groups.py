@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kernel_support import (
-    BACKENDS,
+    HOST_BACKENDS,
     FORMATS,
     GROUP_FORMATS,
     SHAPES,
@@ -43,7 +43,7 @@ def unpacked(backend: Any, weight: Any, n: int, k: int) -> Any:
     return multiplied(backend, weight, x, n).T / np.float64(127)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HOST_BACKENDS)
 @pytest.mark.parametrize("fmt", GROUP_FORMATS)
 @pytest.mark.parametrize("k", [1, 31, 32, 33, 64, 100, 321])
 def test_the_quantiser_gives_the_bits_of_numpy(name: str, fmt: str, k: int) -> None:
@@ -59,7 +59,7 @@ def test_the_quantiser_gives_the_bits_of_numpy(name: str, fmt: str, k: int) -> N
     assert np.abs(groups.values()[:3] - w[:3]).max() <= (0.05 if fmt == "int8" else 0.4)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HOST_BACKENDS)
 @pytest.mark.parametrize("fmt", GROUP_FORMATS)
 @pytest.mark.parametrize(("m", "n", "k"), SHAPES)
 def test_product(name: str, fmt: str, m: int, n: int, k: int) -> None:
@@ -78,7 +78,7 @@ def test_product(name: str, fmt: str, m: int, n: int, k: int) -> None:
     assert same_bits(out.checked(), residual + y)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HOST_BACKENDS)
 @pytest.mark.parametrize("fmt", GROUP_FORMATS)
 def test_hard_inputs(name: str, fmt: str) -> None:
     """Zeros, the smallest and largest scales, ties; NaN and infinity spoil their own row alone."""
@@ -104,7 +104,7 @@ def test_hard_inputs(name: str, fmt: str) -> None:
     assert not y[:2].any()
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HOST_BACKENDS)
 @pytest.mark.parametrize("fmt", GROUP_FORMATS)
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16", "e4m3"])
 def test_from_every_stored_dtype(name: str, fmt: str, dtype: str) -> None:
@@ -121,7 +121,7 @@ def test_from_every_stored_dtype(name: str, fmt: str, dtype: str) -> None:
     assert same_bits(multiplied(backend, weight, x, n), chain(x, groups_of(w, fmt)))
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HOST_BACKENDS)
 @pytest.mark.parametrize("source", GROUP_FORMATS)
 @pytest.mark.parametrize("fmt", [*FORMATS, *GROUP_FORMATS])
 def test_stored_groups_become_any_format(name: str, source: str, fmt: str) -> None:
@@ -138,7 +138,7 @@ def test_stored_groups_become_any_format(name: str, source: str, fmt: str) -> No
     assert same_bits(y, multiplied(backend, dequantised, x, n))
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HOST_BACKENDS)
 def test_all_codes_of_int8_and_their_scale(name: str) -> None:
     codes = np.arange(-127, 128)
     rows = np.stack([np.roll(codes, i) for i in range(40)])
@@ -149,7 +149,7 @@ def test_all_codes_of_int8_and_their_scale(name: str) -> None:
     assert np.array_equal(got, rows * 0.5)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HOST_BACKENDS)
 def test_all_codes_of_int4_with_scale_and_minimum(name: str) -> None:
     codes = np.tile(np.arange(64) % 16, (48, 1))
     codes = np.stack([np.roll(row, i) for i, row in enumerate(codes)]).reshape(48, 2, 32)
@@ -161,7 +161,7 @@ def test_all_codes_of_int4_with_scale_and_minimum(name: str) -> None:
     assert np.array_equal(got, groups.values())
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HOST_BACKENDS)
 def test_embedding_rows(name: str) -> None:
     rng = np.random.default_rng(9)
     w = rng.standard_normal((70, 45)).astype(np.float32)
@@ -173,7 +173,7 @@ def test_embedding_rows(name: str) -> None:
     assert same_bits(out.checked(), groups_of(w, "int8").values()[ids])
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HOST_BACKENDS)
 @pytest.mark.parametrize("fmt", GROUP_FORMATS)
 def test_a_head_reads_the_rows_that_have_logits(name: str, fmt: str) -> None:
     rng = np.random.default_rng(10)
@@ -188,7 +188,7 @@ def test_a_head_reads_the_rows_that_have_logits(name: str, fmt: str) -> None:
     assert_close(out.checked(), product(normed[4:], groups_of(w, fmt)), 1e-3, f"{name} {fmt}")
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HOST_BACKENDS)
 @pytest.mark.parametrize("fmt", GROUP_FORMATS)
 def test_rotary_rows_keep_their_groups(name: str, fmt: str) -> None:
     """Interleaved rows of a file, in groups or not, are one weight."""
@@ -223,7 +223,7 @@ def test_rotary_rows_keep_their_groups(name: str, fmt: str) -> None:
     assert_close(outs[0], product(normed, groups_of(parts[0][order], fmt)), 1e-3, fmt)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HOST_BACKENDS)
 @pytest.mark.parametrize("fmt", GROUP_FORMATS)
 def test_weights_that_are_not_finite(name: str, fmt: str) -> None:
     w = np.random.default_rng(12).standard_normal((40, 70)).astype(np.float32)
@@ -243,7 +243,7 @@ def test_weights_that_are_not_finite(name: str, fmt: str) -> None:
     assert same_bits(y[:, good], chain(x, groups_of(w[good], fmt)))
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HOST_BACKENDS)
 @pytest.mark.parametrize(
     ("fmt", "row"),
     [("int8", [9e6]), ("int4", [7e4]), ("int4", [-6e5, 6e5]), ("int4", [-3e38, 3e38])],
@@ -260,7 +260,7 @@ def test_weights_beyond_the_scale_are_refused(name: str, fmt: str, row: list[flo
     assert "weight_dtype fp8 or bf16 holds them" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HOST_BACKENDS)
 @pytest.mark.parametrize("fmt", ["f32", "int8", "int4"])
 @pytest.mark.parametrize(
     ("source", "which", "bad", "code"),
@@ -293,7 +293,7 @@ def test_bad_stored_numbers(
         assert np.delete(finite, 34).all()
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HOST_BACKENDS)
 @pytest.mark.parametrize("fmt", ["bf16", "int8"])
 def test_a_code_that_no_quantiser_makes(name: str, fmt: str) -> None:
     groups = groups_of(np.ones((36, 40)), "int8")
@@ -303,7 +303,7 @@ def test_a_code_that_no_quantiser_makes(name: str, fmt: str) -> None:
     assert caught.value.code == "codes"
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HOST_BACKENDS)
 def test_parts_must_have_scales_and_minima(name: str) -> None:
     backend = native.Backend(name, 1)
     eight, four = (groups_of(np.ones((4, 40)), fmt) for fmt in GROUP_FORMATS)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_support import BACKENDS, Guarded, native, quantised, rows_step, stored
+from kernel_support import BACKEND_FORMATS, BACKENDS, Guarded, native, quantised, rows_step, stored
 
 from mmengine import errors
 
@@ -17,8 +17,7 @@ def unpacked(backend: Any, weight: Any, n: int, k: int) -> Any:
     return out.checked().T
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("fmt", ["f32", "bf16", "fp8"])
+@pytest.mark.parametrize(("name", "fmt"), BACKEND_FORMATS)
 @pytest.mark.parametrize(
     ("dtype", "scale"),
     [
@@ -52,8 +51,7 @@ def test_conversions(name: str, fmt: str, dtype: str, scale: str) -> None:
     assert np.array_equal(unpacked(backend, weight, n, k), exact.astype(np.float32))
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("fmt", ["f32", "bf16", "fp8"])
+@pytest.mark.parametrize(("name", "fmt"), BACKEND_FORMATS)
 @pytest.mark.parametrize(
     ("dtype", "bad"), [("f32", np.nan), ("bf16", np.inf), ("f16", -np.inf), ("e4m3", np.nan)]
 )
@@ -113,4 +111,4 @@ def test_parts_must_fit_the_role(name: str) -> None:
         ("interleaved rows: expected whole heads", "o_proj", parts(8, interleaved=True)),
     ]:
         with pytest.raises(errors.EngineDeadError, match="pack: .*" + message):
-            backend.pack(arguments, role, "f32", head_dim=4)
+            backend.pack(arguments, role, "bf16", head_dim=4)

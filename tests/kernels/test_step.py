@@ -79,7 +79,7 @@ def test_begin_refuses(name: str, message: str, change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", BACKENDS)
 def test_ops_check_shapes_once(name: str) -> None:
     backend = native.Backend(name, 1)
-    weight = pack(backend, [np.ones((4, 6))], "o_proj", "f32")
+    weight = pack(backend, [np.ones((4, 6))], "o_proj", "bf16")
     step = rows_step(backend, 3)
     cases = [
         (
@@ -101,7 +101,7 @@ def test_ops_check_shapes_once(name: str) -> None:
     for x, residual, message in cases:
         with pytest.raises(errors.EngineDeadError, match=message):
             backend.linear_residual(step, x, weight, residual)
-    head = pack(backend, [np.ones((4, 6))], "lm_head", "f32")
+    head = pack(backend, [np.ones((4, 6))], "lm_head", "bf16")
     with pytest.raises(errors.EngineDeadError, match="linear_residual: weight: expected role"):
         backend.linear_residual(step, np.zeros((3, 6), np.float32), head, Guarded(3, 4, 0.0).view)
 
