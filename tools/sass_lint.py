@@ -5,12 +5,13 @@ Usage: sass_lint.py --sources csrc/kernels/cuda --cuobjdump PROGRAM OBJECT...
 Beside each kernel its source has one line (here of two examples):
 
     // budget: rms_norm_kernel 40 registers 0 shared; needs none
-    // budget: gemm_decode_kernel<8> 128 registers 98304 shared; needs HMMA, LDSM
+    // budget: gemm_kernel<Shape<*, 8>> 128 registers 98304 shared; needs HMMA, LDSM
 
 registers are those of a thread; shared is the bytes of shared memory that a block is launched with
 at most, static ones included; needs names the instructions of tensor cores, and others, that the
-machine code must hold, or none, which allows no instruction of tensor cores. A name without
-<arguments> speaks for every instance of a template that has no line of its own. Errors: a kernel
+machine code must hold, or none, which allows no instruction of tensor cores. Names are without
+namespaces, `*` stands for any text; a name without <arguments> speaks for every instance of a
+template that has no line of its own. The longest name that fits counts. Errors: a kernel
 without a budget, a budget without a kernel, more registers or static shared memory than allowed,
 local memory or a stack in whatever form, an instruction that is missing, one of tensor cores that
 is not named. Prints one table and `where: what` for each error; exits with 1 if there is one.
@@ -26,6 +27,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 MAX_REGISTERS = 255
@@ -131,8 +133,10 @@ def read_kernels(source: str, usage: str, sass: str) -> list[Kernel]:
 
 
 def short_name(demangled: str) -> str:
-    """`void a::(anonymous namespace)::f<8, true>(float*)` -> `f<8, true>`."""
+    """`void a::(anonymous namespace)::f<a::S<(a::E)2, 8> >(float*)` -> `f<S<2, 8>>`."""
     text = demangled.replace("(anonymous namespace)", "anonymous")
+    text = re.sub(r"\(\w+(?:::\w+)*\)(?=-?\d)", "", text)  # the type of an enumerator
+    text = re.sub(r"\b\w+::", "", text).replace("> >", ">>")
     depth = start = 0
     for i, letter in enumerate(text):
         if letter == "<":
@@ -141,14 +145,16 @@ def short_name(demangled: str) -> str:
             depth -= 1
         elif depth == 0 and letter == "(":
             return text[start:i]
-        elif depth == 0 and letter in " :":
+        elif depth == 0 and letter == " ":
             start = i + 1
     return text[start:]
 
 
 def budget_of(kernel: Kernel, budgets: Iterable[Budget]) -> Budget | None:
-    by_name = {budget.name: budget for budget in budgets}
-    return by_name.get(kernel.name) or by_name.get(kernel.name.partition("<")[0])
+    """The budget with the longest name that fits the kernel's, or None."""
+    names = (kernel.name, kernel.name.partition("<")[0])
+    fitting = [b for b in budgets if any(fnmatchcase(name, b.name) for name in names)]
+    return max(fitting, key=lambda budget: len(budget.name), default=None)
 
 
 def check(kernels: list[Kernel], budgets: list[Budget]) -> list[str]:

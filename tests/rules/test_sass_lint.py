@@ -86,7 +86,8 @@ def test_listings_that_disagree_are_refused(usage: str, sass: str, message: str)
     ("demangled", "short"),
     [
         ("void mmengine::cuda::scale_kernel<2>(float*, float, int)", "scale_kernel<2>"),
-        ("void mmengine::(anonymous namespace)::f<a::B, true>(void (*)(int))", "f<a::B, true>"),
+        ("void mmengine::(anonymous namespace)::f<a::B, true>(void (*)(int))", "f<B, true>"),
+        ("void a::f<a::S<(a::E)1, 2, -8> >(a::T<(a::E)1> const*)", "f<S<1, 2, -8>>"),
         ("mma_kernel(float*)", "mma_kernel"),
         ("mma_kernel", "mma_kernel"),
     ],
@@ -125,8 +126,10 @@ def test_odd_budgets_are_errors(line: str, message: str) -> None:
 
 
 def test_kept_budgets() -> None:
-    kernels = [kernel("f<8>", registers=8, shared=64, HMMA=2), kernel("f<16>"), kernel("g")]
-    budgets = [budget("f<8>", "HMMA LDC", shared=64), budget("f"), budget("g")]
+    names = ["f<S<1, 4>>", "f<S<2, 8>>", "f<16>", "g"]
+    kernels = [kernel("f<S<2, 4>>", registers=8, shared=64, HMMA=2), *map(kernel, names)]
+    budgets = [budget("f<S<2, 4>>", "HMMA LDC", shared=64), budget("f<S<*, 4>>")]
+    budgets += [budget("f<S<2, 8>>"), budget("f"), budget("g")]
     assert sass_lint.check(kernels, budgets) == []
     assert [sass_lint.budget_of(kernel, budgets) for kernel in kernels] == budgets
 
