@@ -79,6 +79,7 @@ MM_DEVICE Split soften(const Attention& p, const std::int32_t* table, std::int64
   return {highest, static_cast<float>(block_sum(sum, static_cast<double*>(reduce)))};
 }
 
+// budget: attention_kernel 64 registers 8192 shared; needs none
 template <class T>
 MM_KERNEL(kThreads)
 void attention_kernel(Attention p) {

@@ -16,6 +16,7 @@ struct alignas(16) Chunk {
 };
 
 // Sums are stored only if they are what they never are, so that reads are not left out.
+// budget: read_kernel 40 registers 0 shared; needs none
 MM_KERNEL(kThreads)
 void read_kernel(const Chunk* data, std::int64_t count, std::uint32_t never, std::uint32_t* out) {
   const std::int64_t step = std::int64_t{grid_x()} * kThreads;
@@ -34,6 +35,7 @@ void read_kernel(const Chunk* data, std::int64_t count, std::uint32_t never, std
   if (sum == never) *out = sum;
 }
 
+// budget: multiply_kernel 32 registers 0 shared; needs none
 MM_KERNEL(kThreads)
 void multiply_kernel(std::int64_t loops, float factor, float* out) {
   float chains[kChains];
@@ -47,6 +49,7 @@ void multiply_kernel(std::int64_t loops, float factor, float* out) {
   if (sum < 0) *out = sum;
 }
 
+// budget: multiply_int8_kernel 32 registers 0 shared; needs none
 MM_KERNEL(kThreads)
 void multiply_int8_kernel(std::int64_t loops, std::int8_t factor, std::uint32_t* out) {
   std::uint32_t chains[kChains];

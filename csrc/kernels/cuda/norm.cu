@@ -46,6 +46,7 @@ MM_DEVICE void put_row(const Rows& p, std::int64_t row, const Make& make) {
   }
 }
 
+// budget: norm_kernel 40 registers 256 shared; needs none
 MM_KERNEL(kThreads)
 void norm_kernel(Rows p, const std::int32_t* rows, const float* gain, float eps) {
   const std::int64_t row = block_x();
@@ -65,6 +66,7 @@ void norm_kernel(Rows p, const std::int32_t* rows, const float* gain, float eps)
   });
 }
 
+// budget: quantise_kernel 40 registers 256 shared; needs none
 MM_KERNEL(kThreads)
 void quantise_kernel(Rows p) {
   const std::int64_t row = block_x();

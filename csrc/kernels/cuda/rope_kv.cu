@@ -39,6 +39,7 @@ MM_DEVICE int store_pair(const RopeStore& p, T* tile, std::int64_t token, int j,
   return (fabsf(a) > 448.0f ? 1 : 0) + (fabsf(b) > 448.0f ? 1 : 0);
 }
 
+// budget: rope_store_kernel 48 registers 0 shared; needs none
 template <class T>
 MM_KERNEL(kThreads)
 void rope_store_kernel(RopeStore p) {

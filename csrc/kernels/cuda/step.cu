@@ -112,6 +112,7 @@ MM_DEVICE int sequence_of(const std::int32_t* offsets, int count, int row) {
   return low;
 }
 
+// budget: begin_kernel 40 registers 256 shared; needs none
 MM_KERNEL(kThreads)
 void begin_kernel(Begin p) {
   const StepInput& in = p.in;
@@ -147,6 +148,7 @@ void begin_kernel(Begin p) {
   }
 }
 
+// budget: accept_kernel 24 registers 0 shared; needs none
 MM_KERNEL(kThreads)
 void accept_kernel(Step step, const std::int32_t* sampled, Slots slots) {
   const int s = block_x() * kThreads + thread_index();
@@ -163,6 +165,7 @@ struct alignas(16) Chunk {
 };
 
 // A thread has the same 16 bytes of every pair, so pairs are done in order.
+// budget: copy_blocks_kernel 32 registers 0 shared; needs none
 MM_KERNEL(kThreads)
 void copy_blocks_kernel(const std::int32_t* pairs, int count, std::byte* pages,
                         std::int64_t page_bytes, Fault* fault) {
