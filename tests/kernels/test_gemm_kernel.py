@@ -24,7 +24,8 @@ ORDERS = [
     *[("ascending", 0), ("descending", 0), ("shuffled", 0), ("shuffled", 1)],
     *(("warps", seed) for seed in range(4)),
 ]
-LONG = [(3, 300, 2600), (9, 130, 1100), (33, 150, 4500), (64, 257, 1537)]  # several segments
+# Several segments of k; more than one group of tiles.
+LARGE = [(3, 300, 2600), (9, 130, 1100), (33, 150, 4500), (64, 257, 1537), (1100, 130, 9)]
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,7 @@ def random(*shape: int, seed: int = 0) -> Any:
 
 
 @pytest.mark.parametrize("fmt", ["fp8", "bf16"])
-@pytest.mark.parametrize(("m", "n", "k"), SHAPES + LONG)
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES + LARGE)
 def test_product(fmt: str, m: int, n: int, k: int) -> None:
     w, x = random(n, k), random(m, k, seed=1)
     y = product(pack(w, fmt), x, n, multiprocessors=5)

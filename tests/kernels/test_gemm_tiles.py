@@ -52,3 +52,16 @@ def test_scratch_is_enough_for_all_products_on_all_devices(
                 plan = native.gemm_plan(spec, terms, rows, processors)
                 assert plan["scratch_bytes"] <= limit
                 assert 1 <= plan["blocks"] <= 2 * processors
+
+
+@pytest.mark.parametrize("n_tiles", [1, 3, 96])
+@pytest.mark.parametrize("column_blocks", [1, 2, 7, 8, 9, 16, 21])
+def test_tiles_at_work_together_share_what_they_read(n_tiles: int, column_blocks: int) -> None:
+    count = n_tiles * column_blocks
+    places = [native.tile_place(i, n_tiles, column_blocks) for i in range(count)]
+    assert sorted(places) == [(n, c) for n in range(n_tiles) for c in range(column_blocks)]
+    group = places[: n_tiles * min(8, column_blocks)]
+    for first in range(len(group) - 131):
+        together = group[first : first + 132]
+        assert len({c for _, c in together}) == min(8, column_blocks)
+        assert len({n for n, _ in together}) <= 132 // min(8, column_blocks) + 2

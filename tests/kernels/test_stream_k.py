@@ -26,21 +26,20 @@ def shares(draw: Any) -> tuple[int, int, int, bool]:
 
 
 @given(shares())
-def test_spans_cover_every_unit_once_and_evenly(share: tuple[int, int, int, bool]) -> None:
-    tiles, _, _, whole = share
+def test_every_unit_is_done_once_and_shares_are_even(share: tuple[int, int, int, bool]) -> None:
+    tiles, _, blocks, whole = share
     s = native.stream_k(*share)
-    ends = [0]
-    for begin, end in s["spans"]:
-        assert begin == ends[-1]
-        assert begin < end
-        ends.append(end)
-    assert ends[-1] == tiles * s["segments"] == len(s["units"])
+    assert len(s["of_block"]) == blocks
+    done = np.concatenate(s["of_block"])
+    assert np.array_equal(np.sort(done), np.arange(tiles * s["segments"]))
     step = s["segments"] if whole else 1
-    sizes = np.diff(ends)
+    sizes = np.array([len(own) for own in s["of_block"]])
     assert sizes.max() - sizes.min() <= step
     assert (sizes % step == 0).all()
-    for block, (begin, end) in enumerate(s["spans"]):
-        assert (s["units"][begin:end, BLOCK] == block).all()
+    assert (np.diff(done) == 1).all() or whole  # contiguous spans in the order of blocks
+    for block, own in enumerate(s["of_block"]):
+        assert own == sorted(own)
+        assert (s["units"][own, BLOCK] == block).all()
 
 
 @given(shares())

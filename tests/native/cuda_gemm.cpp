@@ -180,10 +180,13 @@ Longs units(const cuda::StreamK& s) {
 }
 
 py::dict schedule_of(const cuda::StreamK& s) {
-  std::vector<std::pair<int, int>> spans;
-  for (int b = 0; b < s.blocks; ++b) spans.emplace_back(s.span(b).begin, s.span(b).end);
+  std::vector<std::vector<int>> of_block;
+  for (int b = 0; b < s.blocks; ++b) {
+    auto& own = of_block.emplace_back();
+    for (int unit = s.begin(b); unit < s.end(b); unit = s.next(unit)) own.push_back(unit);
+  }
   py::dict out;
-  out["spans"] = spans;
+  out["of_block"] = of_block;
   out["blocks"] = s.blocks;
   out["whole_tiles"] = s.whole_tiles;
   out["segments"] = s.segments();
@@ -246,5 +249,9 @@ PYBIND11_MODULE(MM_MODULE, m) {
     return schedule_of({tiles, k_tiles, blocks, whole_tiles});
   });
   m.def("gemm_tile", &tile_of);
+  m.def("tile_place", [](int tile, int n_tiles, int column_blocks) {
+    const cuda::TilePlace at = cuda::tile_place(tile, n_tiles, column_blocks);
+    return std::make_pair(at.n_tile, at.column_block);
+  });
   m.def("gemm_plan", &gemm_plan);
 }

@@ -143,6 +143,7 @@ void gemm(const GemmParams& p, int multiprocessors, Stream stream) {
                       p.out.as<float>(),
                       p.out.row_stride,
                       rows,
+                      static_cast<int>(n_tiles(spec)),
                       (rows + tile.columns - 1) / tile.columns,
                       p.epilogue};
   if (spec.format == WeightFormat::fp8) {

@@ -41,7 +41,7 @@ struct GemmArgs {
   float* out;
   std::int64_t out_stride;
   int rows;
-  int column_blocks;
+  int n_tiles, column_blocks;
   GemmEpilogue epilogue;
 };
 

@@ -127,8 +127,9 @@ MM_DEVICE void finish_pair(const GemmArgs& args, int m, int row, float low, floa
 template <class Shape>
 MM_DEVICE void finish_tile(const GemmArgs& args, const Sums<Shape>& total, int tile) {
   const int g = lane_index() / 4, t = lane_index() % 4;
-  const int column = tile % args.column_blocks * Shape::kColumns + first_column<Shape>() + 2 * t;
-  const int row = tile / args.column_blocks * static_cast<int>(kTileRows) + first_row<Shape>() + g;
+  const TilePlace at = tile_place(tile, args.n_tiles, args.column_blocks);
+  const int column = at.column_block * Shape::kColumns + first_column<Shape>() + 2 * t;
+  const int row = at.n_tile * static_cast<int>(kTileRows) + first_row<Shape>() + g;
 #pragma unroll
   for (int i = 0; i < Shape::kRowSteps; ++i) {
 #pragma unroll

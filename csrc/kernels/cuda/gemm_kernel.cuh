@@ -2,7 +2,8 @@
 // multiply (mma.sync m16n8k16, codes of e4m3 widened to f16 in registers); one thread keeps bulk
 // copies of both operands under way through a ring of stages. A block does its span of stream_k.h.
 // Where spans share a tile, each writes its part down and the last to arrive adds them in order:
-// nobody waits. 256 threads; registers and shared memory: gemm_tiles.h. Never run on a device.
+// nobody waits. 256 threads; registers and shared memory: the budgets in gemm_fp8.cu and
+// gemm_bf16.cu. Never run on a device.
 #pragma once
 
 #include "kernels/cuda/device.cuh"
@@ -46,7 +47,7 @@ template <class Shape>
 struct Feeder {
   const GemmArgs& args;
   const GemmRing<Shape>& ring;
-  int unit;  // the one before the first
+  int unit;  // the next one
   int k = 0, end_k = 0;
   RingPlace place{};
   bool used = false;                                // all stages have been filled once
@@ -57,12 +58,14 @@ struct Feeder {
 
   MM_DEVICE bool next_unit() {
     const StreamK& s = args.schedule;
-    if (++unit >= s.begin(block_x() + 1)) return false;
-    const int tile = s.tile_of(unit), segment = s.segment_of(unit);
+    if (unit >= s.end(block_x())) return false;
+    const int segment = s.segment_of(unit);
+    const TilePlace at = tile_place(s.tile_of(unit), args.n_tiles, args.column_blocks);
     k = s.first_k_tile(segment);
     end_k = s.end_k_tile(segment);
-    weight = args.weight + std::int64_t{tile / args.column_blocks} * s.k_tiles * kTileBytes;
-    x = args.staged + std::int64_t{tile % args.column_blocks} * s.k_tiles * kXBytes;
+    weight = args.weight + std::int64_t{at.n_tile} * s.k_tiles * kTileBytes;
+    x = args.staged + std::int64_t{at.column_block} * s.k_tiles * kXBytes;
+    unit = s.next(unit);
     return true;
   }
 
@@ -189,13 +192,13 @@ MM_DEVICE bool add_parts(const GemmArgs& args, const GemmRing<Shape>& ring, int 
 template <class Shape>
 MM_DEVICE void multiply_tiles(const GemmArgs& args, const GemmRing<Shape>& ring) {
   const StreamK& s = args.schedule;
-  const Span span = s.span(block_x());
+  const int begin = s.begin(block_x()), end = s.end(block_x());
   const bool feeds = thread_index() == 0;
-  Feeder<Shape> feeder{args, ring, span.begin - 1};
+  Feeder<Shape> feeder{args, ring, begin};
   for (int i = 0; feeds && i < Shape::kStages - 1; ++i) feeder.feed();
   RingPlace place;
   Sums<Shape> total;
-  for (int unit = span.begin; unit < span.end; ++unit) {
+  for (int unit = begin; unit < end; unit = s.next(unit)) {
     const int tile = s.tile_of(unit), segment = s.segment_of(unit);
     Sums<Shape> sums;
     sums.clear();
@@ -207,7 +210,7 @@ MM_DEVICE void multiply_tiles(const GemmArgs& args, const GemmRing<Shape>& ring)
       if (lane_index() == 0) mbarrier_arrive(ring.empty + place.stage);
       place.template advance<Shape::kStages>();
     }
-    const bool began = unit - segment >= span.begin;  // this block has the tile's first segment
+    const bool began = unit - segment >= begin;  // this block has the tile's first segment
     const bool ends = segment + 1 == s.segments();
     if (!began) {
       sums.write(args.partials, s.segment_slot(block_x(), unit));
@@ -216,7 +219,7 @@ MM_DEVICE void multiply_tiles(const GemmArgs& args, const GemmRing<Shape>& ring)
     } else {
       total.add(sums);
     }
-    if (!ends && unit + 1 < span.end) continue;
+    if (!ends && unit + 1 < end) continue;
     bool finished = began && ends;
     if (!finished) {
       if (began) total.write(args.partials, s.running_slot(block_x()));

@@ -89,6 +89,22 @@ constexpr StreamK gemm_schedule(const WeightSpec& spec, const GemmTile& tile, st
   return schedule;
 }
 
+// Where output tile `tile` lies. Blocks take neighbouring tiles at the same time, so these share
+// what they read: 8 column blocks go over all of the weight, then the next 8.
+constexpr int kRasterColumns = 8;
+
+struct TilePlace {
+  int n_tile = 0, column_block = 0;
+};
+
+constexpr TilePlace tile_place(int tile, int n_tiles, int column_blocks) {
+  const int first = tile / (n_tiles * kRasterColumns) * kRasterColumns;
+  const int left = column_blocks - first;
+  const int width = left < kRasterColumns ? left : kRasterColumns;
+  const int in_group = tile - first * n_tiles;
+  return {in_group / width, first + in_group % width};
+}
+
 // ---- scratch memory --------------------------------------------------------------------------
 // In this order, each part at a multiple of 256 bytes:
 //   x         [column blocks][k tiles][terms][columns][x_row_bytes], rows swizzled; zeros where

@@ -4,7 +4,8 @@
 // k is cut into segments, by its length alone. A segment's sum starts from zero and is one chain in
 // ascending k; an output is its segments' sums, added in ascending order. Neither depends on the
 // number of blocks, so an output has the same bits on every device and in any company. The units
-// (output tile, segment) form one list, tile by tile, that is cut into equal spans.
+// (output tile, segment) form one list, tile by tile, that is cut into equal spans; where there are
+// tiles enough, blocks take whole ones in turn.
 #pragma once
 
 namespace mmengine::cuda {
@@ -18,16 +19,12 @@ namespace mmengine::cuda {
 constexpr int kLeastSegmentTiles = 8;
 constexpr int kMostSegments = 12;
 
-struct Span {  // of units
-  int begin = 0, end = 0;
-};
-
 // Products of its numbers fit an int: (units + 1) * blocks < 2^31, which gemm checks.
 struct StreamK {
   int tiles = 0;             // output tiles
   int k_tiles = 0;           // of each
   int blocks = 1;            // 1 .. units(), or tiles where those stay whole
-  bool whole_tiles = false;  // spans end between tiles
+  bool whole_tiles = false;  // block b has tiles b, b + blocks, ..: blocks work side by side
 
   constexpr int segment_tiles() const {
     const int even = (k_tiles + kMostSegments - 1) / kMostSegments;
@@ -36,13 +33,17 @@ struct StreamK {
   constexpr int segments() const { return (k_tiles + segment_tiles() - 1) / segment_tiles(); }
   constexpr int units() const { return tiles * segments(); }
 
+  // A block does the units begin(block), next(begin(block)), .. below end(block).
   constexpr int begin(int block) const {
-    return whole_tiles ? block * tiles / blocks * segments() : block * units() / blocks;
+    return whole_tiles ? block * segments() : block * units() / blocks;
   }
-  constexpr Span span(int block) const { return {begin(block), begin(block + 1)}; }
+  constexpr int end(int block) const { return whole_tiles ? units() : begin(block + 1); }
+  constexpr int next(int unit) const {
+    const bool leaves = whole_tiles && segment_of(unit) + 1 == segments();
+    return unit + 1 + (leaves ? (blocks - 1) * segments() : 0);
+  }
   constexpr int block_of(int unit) const {
-    return whole_tiles ? ((tile_of(unit) + 1) * blocks - 1) / tiles
-                       : ((unit + 1) * blocks - 1) / units();
+    return whole_tiles ? tile_of(unit) % blocks : ((unit + 1) * blocks - 1) / units();
   }
 
   constexpr int tile_of(int unit) const { return unit / segments(); }
