@@ -5,6 +5,7 @@
 
 #include "api/load.h"
 #include "base/check.h"
+#include "base/memory.h"
 #include "model/census.h"
 #include "model/synthetic.h"
 
@@ -92,7 +93,7 @@ Census census(const std::string& directory, const std::string& weight_dtype, boo
 
 CpuForecast forecast_cpu(const std::string& directory, const EngineOptions& options) {
   const Source source = read_source(directory);
-  const PlanOptions wish = plan_options(options, options.threads);
+  const PlanOptions wish = plan_options(options, options.threads, available_memory_bytes());
   CpuForecast out;
   out.available_bytes = wish.memory_bytes;
   const Plan plan = make_plan(source.config, stored_weights(source), wish);

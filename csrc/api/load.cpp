@@ -5,19 +5,26 @@
 #include <utility>
 
 #include "base/check.h"
-#include "base/memory.h"
 
 namespace mmengine {
 namespace {
 
-BackendKind backend_kind(const std::string& device) {
-  if (device == "auto" || device == "cpu") return BackendKind::cpu;
-  if (device == "ref") return BackendKind::ref;
-  if (device == "cuda" || device.rfind("cuda:", 0) == 0) {
-    fail(ErrorCode::unsupported_model, "device",
-         "this build of mmengine has no CUDA backend; use device cpu");
+struct Device {
+  BackendKind kind;
+  int index = 0;  // of cuda
+};
+
+Device device_of(const std::string& device) {
+  if (device == "auto" || device == "cpu") return {BackendKind::cpu};
+  if (device == "ref") return {BackendKind::ref};
+  if (device == "cuda") return {BackendKind::cuda};
+  const std::string digits = device.rfind("cuda:", 0) == 0 ? device.substr(5) : "";
+  if (digits.empty() || digits.size() > 3 ||
+      digits.find_first_not_of("0123456789") != std::string::npos) {
+    fail(ErrorCode::usage, "device", "expected auto, cpu, ref, cuda or cuda:0, cuda:1, .., got ",
+         printable(device));
   }
-  fail(ErrorCode::usage, "device", "expected auto, cpu or ref, got ", printable(device));
+  return {BackendKind::cuda, std::stoi(digits)};
 }
 
 FormatWish format_wish(WeightDtype dtype) {
@@ -53,9 +60,9 @@ WeightFormat main_format(const WeightPlan& plan) {
 
 }  // namespace
 
-PlanOptions plan_options(const EngineOptions& options, int threads) {
+PlanOptions plan_options(const EngineOptions& options, int threads, std::int64_t available_bytes) {
   PlanOptions plan;
-  plan.backend = backend_kind(options.device);
+  plan.backend = device_of(options.device).kind;
   plan.threads = threads;
   plan.weights = format_wish(options.weight_dtype);
   plan.kv_dtype = options.kv_dtype;
@@ -63,13 +70,15 @@ PlanOptions plan_options(const EngineOptions& options, int threads) {
   plan.max_batch = options.max_batch;
   plan.prefill_chunk = options.prefill_chunk;
   plan.kv_blocks = options.kv_blocks;
-  plan.memory_bytes = options.memory_bytes > 0 ? options.memory_bytes : available_memory_bytes();
+  plan.memory_bytes = options.memory_bytes > 0 ? options.memory_bytes : available_bytes;
   return plan;
 }
 
 LoadedModel load_model(const std::string& directory, const EngineOptions& options) {
   BackendOptions backend_options;
-  backend_options.kind = backend_kind(options.device);
+  const Device device = device_of(options.device);
+  backend_options.kind = device.kind;
+  backend_options.device = device.index;
   backend_options.threads = options.threads;
   backend_options.instruction_set = options.instruction_set;
   if (options.threads < 0 || options.threads > 1024) {
@@ -81,6 +90,7 @@ LoadedModel load_model(const std::string& directory, const EngineOptions& option
          "expected 1 or more, or 0 for the default, got ",
          options.max_waiting < 0 ? options.max_waiting : options.max_waiting_tokens);
   }
+  std::unique_ptr<Backend> backend = make_backend(backend_options);
   std::vector<std::string> warnings;
   const Checkpoint checkpoint = Checkpoint::open(directory, read_config(directory, warnings));
   const ModelConfig& config = checkpoint.config();
@@ -91,9 +101,8 @@ LoadedModel load_model(const std::string& directory, const EngineOptions& option
                 "that it was trained for",
                 {.reason = "draft_head", .file = file});
   }
-  std::unique_ptr<Backend> backend = make_backend(backend_options);
-
-  const PlanOptions options_of_plan = plan_options(options, backend->threads());
+  const PlanOptions options_of_plan =
+      plan_options(options, backend->threads(), backend->available_bytes());
 
   LoadedModel model;
   model.plan = make_plan(config, stored_weights(checkpoint), options_of_plan);

@@ -35,8 +35,9 @@ ModelInfo describe(const ModelConfig& config, const Checkpoint& checkpoint,
                    std::vector<std::string> warnings);
 
 // Error{unsupported_model, "draft_head"} for the directory of a draft head.
-// threads: those of the backend; 0 = as many as it would take.
-PlanOptions plan_options(const EngineOptions& options, int threads);
+// threads: those of the backend; 0 = as many as it would take. available_bytes: what may be used
+// where the options do not say.
+PlanOptions plan_options(const EngineOptions& options, int threads, std::int64_t available_bytes);
 
 LoadedModel load_model(const std::string& directory, const EngineOptions& options);
 

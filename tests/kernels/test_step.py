@@ -77,6 +77,23 @@ def test_begin_refuses(name: str, message: str, change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16", "e4m3"])
+def test_blocks_are_copied_whole_and_in_order(name: str, kv_dtype: str) -> None:
+    backend = native.Backend(name, 1)
+    pool = backend.kv(7, 3, 10, kv_dtype)
+    before = np.random.default_rng(0).integers(0, 256, backend.read_blocks(pool).shape, np.uint8)
+    backend.write_blocks(pool, before)
+    backend.copy_blocks([1, 5, 2, 6, 6, 3], pool)
+    assert np.array_equal(backend.read_blocks(pool), before[[0, 1, 2, 2, 4, 1, 2]])
+    backend.copy_blocks([], pool)
+    for wrong, got in (([4, 4], "4 and 4"), ([1, 0], "1 and 0"), ([-1, 2], "-1 and 2")):
+        with pytest.raises(
+            errors.EngineDeadError, match=rf"copy_blocks: pairs\[0\]: expected two .* got {got}"
+        ):
+            backend.copy_blocks(wrong, pool)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
 def test_ops_check_shapes_once(name: str) -> None:
     backend = native.Backend(name, 1)
     weight = pack(backend, [np.ones((4, 6))], "o_proj", "bf16")

@@ -126,6 +126,43 @@ int replaced_in_a_child(const std::string& directory) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
+struct Answer {
+  std::vector<std::int32_t> ids;
+  std::vector<float> logprobs;  // of ids
+};
+
+// Greedy answers to all prompts at once.
+std::vector<Answer> answers(const std::string& directory, const std::string& device,
+                            const std::vector<std::vector<std::int32_t>>& prompts, int max_tokens,
+                            int max_batch, int prefill_chunk, const std::string& kv_dtype) {
+  EngineOptions options;
+  options.device = device;
+  options.threads = 2;
+  options.max_batch = max_batch;
+  options.prefill_chunk = prefill_chunk;
+  options.kv_dtype = kv_dtype == "fp8"    ? KvDtype::fp8
+                     : kv_dtype == "bf16" ? KvDtype::bf16
+                                          : KvDtype::automatic;
+  Engine engine = Engine::load(directory, options);
+  std::vector<Answer> found(prompts.size());
+  std::map<RequestId, std::size_t> index;
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    Request request = request_of(max_tokens);
+    request.token_ids = prompts[i];
+    request.sampling.logprobs = 0;
+    index[engine.submit(std::move(request))] = i;
+  }
+  engine.run([&](const StepOutput& out) {
+    Answer& answer = found[index.at(out.id)];
+    for (std::size_t t = 0; t < out.num_tokens; ++t) {
+      answer.ids.push_back(out.token_ids[t]);
+      answer.logprobs.push_back(out.logprobs[t * out.num_logprobs].logprob);
+    }
+    if (!out.error.empty()) throw std::runtime_error(out.error);
+  });
+  return found;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(MM_MODULE, m) {
@@ -134,4 +171,10 @@ PYBIND11_MODULE(MM_MODULE, m) {
   m.def("sink_throws", &sink_throws);
   m.def("sink_closes", &sink_closes);
   m.def("replaced_in_a_child", &replaced_in_a_child);
+  py::class_<Answer>(m, "Answer")
+      .def_readonly("ids", &Answer::ids)
+      .def_readonly("logprobs", &Answer::logprobs);
+  m.def("answers", &answers, py::arg("directory"), py::arg("device"), py::arg("prompts"),
+        py::arg("max_tokens"), py::arg("max_batch") = 4, py::arg("prefill_chunk") = 32,
+        py::arg("kv_dtype") = "auto");
 }

@@ -7,10 +7,12 @@
 #include <iterator>
 #include <string>
 
+#include "backend/device_facts.h"
 #include "bindings/errors.h"
 #include "emulator/machine.h"
 #include "emulator/probes.h"
 #include "emulator/stream.h"
+#include "test_backend.h"
 
 namespace py = pybind11;
 using namespace mmengine;
@@ -42,10 +44,24 @@ void reverse_captured(const Array<float>& x, Array<float>& out, int replays) {
   }
 }
 
+void check_device(int driver, int runtime, int count, int index, int major, int minor) {
+  cuda::DeviceFacts facts;
+  facts.driver_version = driver;
+  facts.runtime_version = runtime;
+  facts.count = count;
+  facts.index = index;
+  facts.name = "Some GPU";
+  facts.major = major;
+  facts.minor = minor;
+  cuda::check_device(facts);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(MM_MODULE, m) {
   register_errors(m);
+  bind_backend(m);
+  m.def("check_device", check_device);
   m.def("set_order", set_order, py::arg("order"), py::arg("seed") = 0,
         py::arg("multiprocessors") = 6);
   m.def("mma", [](const Array<std::uint32_t>& a, const Array<std::uint32_t>& b, Array<float>& d,

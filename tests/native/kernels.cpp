@@ -130,59 +130,11 @@ PYBIND11_MODULE(MM_MODULE, m) {
   m.def("quantise", &quantise);
   m.def("uniform", &ref::uniform);
   m.def("available_processors", &available_processors);
-  py::class_<PackedWeight>(m, "PackedWeight");
-  py::class_<Pool>(m, "Pool").def_property_readonly("saturated", &Pool::saturated);
-  const auto ints = [](const DeviceInts& values) {
-    const std::vector<std::int32_t> v = values.host();
-    return Ints(static_cast<py::ssize_t>(v.size()), v.data());
-  };
-  py::class_<SlotArrays>(m, "Slots")
-      .def_property_readonly("length", [ints](SlotArrays& s) { return ints(s.length); })
-      .def_property_readonly("pending", [ints](SlotArrays& s) { return ints(s.pending); })
-      .def_property_readonly("block_table", [ints](SlotArrays& s) { return ints(s.block_table); });
-  py::class_<StepArrays>(m, "Step")
-      .def_property_readonly("ids", [ints](StepArrays& s) { return ints(s.ids); })
-      .def_property_readonly("positions", [ints](StepArrays& s) { return ints(s.positions); })
-      .def_property_readonly("sequence", [ints](StepArrays& s) { return ints(s.sequence); })
-      .def_property_readonly("slot", [ints](StepArrays& s) { return ints(s.slot); })
-      .def_property_readonly("cu_rows", [ints](StepArrays& s) { return ints(s.cu_rows); })
-      .def_property_readonly("cu_logits", [ints](StepArrays& s) { return ints(s.cu_logits); })
-      .def_property_readonly("logits_row", [ints](StepArrays& s) { return ints(s.logits_row); });
   py::class_<TestPool>(m, "ThreadPool")
       .def(py::init<int>())
       .def_property_readonly("threads", &TestPool::threads)
       .def("count", &TestPool::count)
       .def("fail_at", &TestPool::fail_at)
       .def("shares", &TestPool::shares);
-  py::class_<TestBackend>(m, "Backend")
-      .def(py::init<const std::string&, int>(), py::arg("name"), py::arg("threads") = 2)
-      .def("describe", &TestBackend::describe)
-      .def_property_readonly("threads", &TestBackend::threads)
-      .def_property_readonly("block_tokens", &TestBackend::block_tokens)
-      .def("measure_read_bandwidth", &TestBackend::bandwidth)
-      .def("measure_multiply_peak", &TestBackend::multiply_peak)
-      .def("measure_int8_peak", &TestBackend::int8_peak)
-      .def("scratch", &TestBackend::scratch)
-      .def("scratch_bytes", &TestBackend::scratch_bytes)
-      .def("pack", &TestBackend::pack, py::arg("parts"), py::arg("role"), py::arg("format"),
-           py::arg("head_dim") = 0, py::arg("allow_nonfinite") = false, py::arg("quant") = "none",
-           py::arg("input_scales") = std::vector<float>{},
-           py::arg("minima") = std::vector<py::array>{}, py::arg("k") = 0)
-      .def("kv", &TestBackend::kv)
-      .def("slots", &TestBackend::slots)
-      .def("begin", &TestBackend::begin)
-      .def("embed", &TestBackend::embed)
-      .def("norm_qkv_rope_store", &TestBackend::norm_qkv_rope_store, py::arg("step"),
-           py::arg("residual"), py::arg("gain"), py::arg("eps"), py::arg("weight"), py::arg("cos"),
-           py::arg("sin"), py::arg("pool"), py::arg("q"), py::arg("query_scale") = py::none())
-      .def("attention", &TestBackend::attention, py::arg("step"), py::arg("q"), py::arg("pool"),
-           py::arg("scale"), py::arg("consumer"), py::arg("out"), py::arg("out_scale") = py::none())
-      .def("linear_residual", &TestBackend::linear_residual, py::arg("step"), py::arg("x"),
-           py::arg("weight"), py::arg("residual"), py::arg("x_scale") = py::none())
-      .def("norm_gate_up_silu", &TestBackend::norm_gate_up_silu, py::arg("step"),
-           py::arg("residual"), py::arg("gain"), py::arg("eps"), py::arg("weight"),
-           py::arg("consumer"), py::arg("out"), py::arg("out_scale") = py::none())
-      .def("logits", &TestBackend::logits)
-      .def("sample", &TestBackend::sample)
-      .def("accept", &TestBackend::accept);
+  bind_backend(m);
 }

@@ -73,6 +73,7 @@ struct PackedWeight {
 
 struct Pool {  // blocks of one layer, filled with 0xff: NaN; behind them the count of saturated
   std::shared_ptr<Backend> backend;
+  py::ssize_t blocks = 0;
   Buffer buffer;
   KvView view;
   std::int64_t saturated() const {
@@ -205,6 +206,7 @@ class TestBackend {
     const std::size_t end = (image.size() + 7) / 8 * 8;
     image.resize(end + sizeof(std::int64_t), 0);
     pool->backend = backend_;
+    pool->blocks = blocks;
     pool->buffer = backend_->allocate(image.size());
     auto* data = static_cast<std::byte*>(pool->buffer.data());
     backend_->upload(data, image.data(), image.size());
@@ -381,6 +383,23 @@ class TestBackend {
     return py::make_tuple(id, logprob, top_id, top_logprob);
   }
 
+  void copy_blocks(const std::vector<std::int32_t>& pairs, const Pool& pool) {
+    OpArrays op = arrays();
+    const std::int32_t* at = op.at(pairs.data(), pairs.size());
+    backend_->copy_blocks({at, static_cast<int>(pairs.size() / 2), pool.view});
+    op.bring_back();
+  }
+
+  // The bytes of all blocks.
+  void write_blocks(const Pool& pool, const py::array_t<std::uint8_t>& bytes) {
+    backend_->upload(pool.view.data, bytes.data(), static_cast<std::size_t>(bytes.size()));
+  }
+  py::array_t<std::uint8_t> read_blocks(const Pool& pool) {
+    py::array_t<std::uint8_t> out({pool.blocks, static_cast<py::ssize_t>(pool.view.block_bytes)});
+    backend_->download(out.mutable_data(), pool.view.data, static_cast<std::size_t>(out.size()));
+    return out;
+  }
+
   void accept(const StepArrays& s, const std::vector<std::int32_t>& sampled, SlotArrays& slots) {
     OpArrays op = arrays();
     backend_->accept({s.step, op.at(sampled.data(), sampled.size()), slots.slots});
@@ -394,5 +413,61 @@ class TestBackend {
   bool in_place_ = true;
   Buffer scratch_;
 };
+
+// Classes of the module alone: two modules have them.
+inline void bind_backend(py::module_& m) {
+  py::class_<PackedWeight>(m, "PackedWeight", py::module_local());
+  py::class_<Pool>(m, "Pool", py::module_local()).def_property_readonly("saturated", &Pool::saturated);
+  const auto ints = [](const DeviceInts& values) {
+    const std::vector<std::int32_t> v = values.host();
+    return Ints(static_cast<py::ssize_t>(v.size()), v.data());
+  };
+  py::class_<SlotArrays>(m, "Slots", py::module_local())
+      .def_property_readonly("length", [ints](SlotArrays& s) { return ints(s.length); })
+      .def_property_readonly("pending", [ints](SlotArrays& s) { return ints(s.pending); })
+      .def_property_readonly("block_table", [ints](SlotArrays& s) { return ints(s.block_table); });
+  py::class_<StepArrays>(m, "Step", py::module_local())
+      .def_property_readonly("ids", [ints](StepArrays& s) { return ints(s.ids); })
+      .def_property_readonly("positions", [ints](StepArrays& s) { return ints(s.positions); })
+      .def_property_readonly("sequence", [ints](StepArrays& s) { return ints(s.sequence); })
+      .def_property_readonly("slot", [ints](StepArrays& s) { return ints(s.slot); })
+      .def_property_readonly("cu_rows", [ints](StepArrays& s) { return ints(s.cu_rows); })
+      .def_property_readonly("cu_logits", [ints](StepArrays& s) { return ints(s.cu_logits); })
+      .def_property_readonly("logits_row", [ints](StepArrays& s) { return ints(s.logits_row); });
+  py::class_<TestBackend>(m, "Backend", py::module_local())
+      .def(py::init<const std::string&, int>(), py::arg("name"), py::arg("threads") = 2)
+      .def("describe", &TestBackend::describe)
+      .def_property_readonly("threads", &TestBackend::threads)
+      .def_property_readonly("block_tokens", &TestBackend::block_tokens)
+      .def("measure_read_bandwidth", &TestBackend::bandwidth)
+      .def("measure_multiply_peak", &TestBackend::multiply_peak)
+      .def("measure_int8_peak", &TestBackend::int8_peak)
+      .def("scratch", &TestBackend::scratch)
+      .def("scratch_bytes", &TestBackend::scratch_bytes)
+      .def("pack", &TestBackend::pack, py::arg("parts"), py::arg("role"), py::arg("format"),
+           py::arg("head_dim") = 0, py::arg("allow_nonfinite") = false, py::arg("quant") = "none",
+           py::arg("input_scales") = std::vector<float>{},
+           py::arg("minima") = std::vector<py::array>{}, py::arg("k") = 0)
+      .def("kv", &TestBackend::kv)
+      .def("slots", &TestBackend::slots)
+      .def("copy_blocks", &TestBackend::copy_blocks)
+      .def("write_blocks", &TestBackend::write_blocks)
+      .def("read_blocks", &TestBackend::read_blocks)
+      .def("begin", &TestBackend::begin)
+      .def("embed", &TestBackend::embed)
+      .def("norm_qkv_rope_store", &TestBackend::norm_qkv_rope_store, py::arg("step"),
+           py::arg("residual"), py::arg("gain"), py::arg("eps"), py::arg("weight"), py::arg("cos"),
+           py::arg("sin"), py::arg("pool"), py::arg("q"), py::arg("query_scale") = py::none())
+      .def("attention", &TestBackend::attention, py::arg("step"), py::arg("q"), py::arg("pool"),
+           py::arg("scale"), py::arg("consumer"), py::arg("out"), py::arg("out_scale") = py::none())
+      .def("linear_residual", &TestBackend::linear_residual, py::arg("step"), py::arg("x"),
+           py::arg("weight"), py::arg("residual"), py::arg("x_scale") = py::none())
+      .def("norm_gate_up_silu", &TestBackend::norm_gate_up_silu, py::arg("step"),
+           py::arg("residual"), py::arg("gain"), py::arg("eps"), py::arg("weight"),
+           py::arg("consumer"), py::arg("out"), py::arg("out_scale") = py::none())
+      .def("logits", &TestBackend::logits)
+      .def("sample", &TestBackend::sample)
+      .def("accept", &TestBackend::accept);
+}
 
 }  // namespace mmengine
