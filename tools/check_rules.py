@@ -398,7 +398,7 @@ def headers_alone(root: Path) -> Iterator[Breach]:
             # of what a *_impl.h is made
             options.append('-DMM_SIMD="kernels/cpu/simd_scalar.h"')
         jobs.append((name, options))
-    emulated = [*core, "-Itests", "-DMM_CUDA_EMULATED", "-xc++"]
+    emulated = [*core, "-Itests", "-DMM_CUDA_EMULATED", "-xc++", "-Wno-unknown-pragmas"]
     for path, name in files(root, "csrc/kernels/cuda", ".cuh"):
         if path.name != "device_sm90.cuh":
             jobs.append((name, emulated))
