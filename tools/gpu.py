@@ -10,6 +10,7 @@ Prints one table; the exit code is 0 only where every part ran and passed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -165,17 +166,39 @@ def requirements() -> dict[str, list[str]]:
     }
 
 
+# Prints which of the named distributions, and of those that they need, are not installed.
+PRINT_MISSING = """
+import importlib.metadata, re, sys
+try:
+    from pip._vendor.packaging.requirements import Requirement
+except ImportError:
+    Requirement = None
+names, seen = sys.argv[1:], set()
+while names:
+    name = names.pop()
+    if name in seen:
+        continue
+    seen.add(name)
+    try:
+        needs = importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        print(name)
+        continue
+    for line in needs:
+        if Requirement is None:
+            names += [] if ";" in line else [re.match(r"[\\w.-]+", line)[0]]
+        elif (need := Requirement(line)).marker is None or need.marker.evaluate({"extra": ""}):
+            names.append(need.name)
+"""
+
+
 def missing_packages(python: Path) -> dict[str, list[str]]:
-    """Of those what this interpreter has not: purpose -> distributions."""
-    script = (
-        "import importlib.metadata as m, sys\nfor name in sys.argv[1:]:\n"
-        "    try: m.version(name)\n    except m.PackageNotFoundError: print(name)\n"
-    )
+    """Of those, and of what they need, what this interpreter has not: purpose -> distributions."""
     found: dict[str, list[str]] = {}
     for purpose, names in requirements().items():
-        command = [str(python), "-c", script, *names]
+        command = [str(python), "-c", PRINT_MISSING, *names]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        if names := done.stdout.split():
+        if names := sorted(set(done.stdout.split())):
             found[purpose] = names
     return found
 
@@ -196,15 +219,19 @@ def make_environment(runner: Runner, folder: Path) -> str:
         for path in folders.split(":")
     ]
     (Path(site.split(":")[0]) / "parent.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    wheels = sorted((ROOT / "build" / "wheels").glob("*.whl"))
-    if wheels:
-        runner.run([python, "-m", "pip", "install", "--no-index", "--no-deps", *wheels], 60)
+    wheels = ROOT / "build" / "wheels"
+    install = [python, "-m", "pip", "install", "--no-index", "--find-links", wheels]
     missing = missing_packages(python)
+    if missing and wheels.is_dir():
+        for name in sorted({name for names in missing.values() for name in names}):
+            with contextlib.suppress(FailedError):  # what stays missing is named below
+                runner.run([*install, name], 60)
+        missing = missing_packages(python)
     if not missing:
         return f"all packages are there; over {parent}"
     names = " ".join(sorted({name for names in missing.values() for name in names}))
     text = "; ".join(f"{purpose} lacks {', '.join(names)}" for purpose, names in missing.items())
-    remedy = f"on a machine with a network: pip download --no-deps -d build/wheels {names}"
+    remedy = f"on a machine with a network: pip download -d build/wheels {names}"
     if "building" in missing:
         raise FailedError(f"{text}; {remedy}")
     return f"{text} ({remedy})"
