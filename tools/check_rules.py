@@ -83,6 +83,7 @@ RAW_MEMORY = re.compile(
 # Test files that mirror no source file, and what they test instead.
 TESTS_OF_SOMETHING_ELSE = {
     "tests/api/test_answers.py": "engine: several answers to one prompt",
+    "tests/api/test_cuda.py": "engine: device cuda beside the cpu",
     "tests/api/test_constraints.py": "engine: masks, forced tokens, deadlines, the queue",
     "tests/api/test_conversations.py": "engine: conversations and their parsed answers",
     "tests/api/test_cancel.py": "engine: requests that are given up",
@@ -106,6 +107,8 @@ TESTS_OF_SOMETHING_ELSE = {
     "tests/api/test_structured.py": "engine: schemas, expressions, grammars, forced calls",
     "tests/api/test_structured_waits.py": "engine: what waits while a grammar is compiled",
     "tests/api/test_sampling.py": "engine: what SamplingParams mean",
+    "tests/kernels/test_cuda_orders.py": "the cuda backend in every order of threads",
+    "tests/kernels/test_emulator.py": "tests/emulator, the device that there is not",
     "tests/kernels/test_pack.py": "packing, done by the backends",
     "tests/kernels/test_parallel.py": "base/parallel, reached through the same module",
     "tests/kernels/test_quant.py": "inputs that stages quantise for the next weight",

@@ -1,6 +1,6 @@
-// Stages composed of kernels on one stream. An op returns once it has been put there; download waits
-// for all of them and throws what they found wrong. Sampling is the host's: kernels/ref over logits
-// that are brought back.
+// Stages composed of kernels on one stream. An op returns once it has been put there; download
+// waits for all of them and throws what they found wrong. Sampling is the host's: kernels/ref over
+// logits that are brought back.
 #include "backend/cuda_backend.h"
 
 #include <algorithm>
@@ -197,8 +197,8 @@ void CudaBackend::do_logits(const LogitsParams& p) {
   if (p.step.logits_rows == 0) return;
   const CudaScratch s = scratch(p.lm_head.spec, p.step.logits_rows, 0);
   cuda::norm_rows({p.residual, p.step.logits_row, p.norm, p.lm_head, s.rows, s.scale}, stream_);
-  multiply(s.rows, s.scale, p.lm_head, cuda::GemmEpilogue::store,
-           p.out.rows(p.step.logits_rows), s);
+  multiply(s.rows, s.scale, p.lm_head, cuda::GemmEpilogue::store, p.out.rows(p.step.logits_rows),
+           s);
 }
 
 void CudaBackend::do_sample(const SampleParams& p) {

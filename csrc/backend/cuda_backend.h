@@ -1,6 +1,6 @@
-// The backend of a Hopper GPU, or, in a build without CUDA, the sentence that says so (no_cuda.cpp).
-// cuda_backend.cpp asks a device for everything through cuda_device.h and the launchers of
-// kernels/cuda, so the tests run it on an emulated one.
+// The backend of a Hopper GPU, or, in a build without CUDA, the sentence that says so
+// (no_cuda.cpp). cuda_backend.cpp asks a device for everything through cuda_device.h and the
+// launchers of kernels/cuda, so the tests run it on an emulated one.
 #pragma once
 
 #include <memory>

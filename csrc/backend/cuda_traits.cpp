@@ -62,12 +62,12 @@ std::size_t CudaTraits::scratch_bytes(const ModelShape& shape, const StepLimits&
   const std::int64_t rows = limits.rows, hidden = shape.hidden_size, d = shape.head_dim;
   const std::int64_t heads = shape.num_heads * d;
   const std::int64_t qkv = heads + 2 * shape.num_kv_heads * d;
-  const std::size_t gemm = std::max(
-      {product_bytes(Role::qkv_proj, qkv, hidden, rows, d),
-       product_bytes(Role::o_proj, hidden, heads, rows, 0),
-       product_bytes(Role::gate_up_proj, 2 * shape.intermediate_size, hidden, rows, 0),
-       product_bytes(Role::down_proj, hidden, shape.intermediate_size, rows, 0),
-       product_bytes(Role::lm_head, shape.vocab_size, hidden, limits.logits_rows, 0)});
+  const std::size_t gemm =
+      std::max({product_bytes(Role::qkv_proj, qkv, hidden, rows, d),
+                product_bytes(Role::o_proj, hidden, heads, rows, 0),
+                product_bytes(Role::gate_up_proj, 2 * shape.intermediate_size, hidden, rows, 0),
+                product_bytes(Role::down_proj, hidden, shape.intermediate_size, rows, 0),
+                product_bytes(Role::lm_head, shape.vocab_size, hidden, limits.logits_rows, 0)});
   return CudaScratch({}, gemm, std::max(rows, std::int64_t{limits.logits_rows}), hidden, qkv).bytes;
 }
 

@@ -1,3 +1,4 @@
+// Stands in for cuda_backend.cpp where the build has no CUDA.
 #include "backend/cuda_backend.h"
 #include "base/check.h"
 

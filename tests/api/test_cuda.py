@@ -1,4 +1,4 @@
-"""Whole engines on device cuda (emulated where the build has no CUDA) beside the same on the cpu."""
+"""Whole engines on device cuda, emulated where the build has no CUDA, beside those on the cpu."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from mmengine import _testing_api as host
 from mmengine import _testing_kernels, errors
 
 pytestmark = pytest.mark.skipif(
-    "cuda" not in _testing_kernels.backends(), reason="a build with CUDA, and no GPU that it runs on"
+    "cuda" not in _testing_kernels.backends(),
+    reason="a build with CUDA, and no GPU that it runs on",
 )
 Tiny = Callable[..., str]
 MODELS: dict[str, dict[str, Any]] = {

@@ -1,9 +1,8 @@
 // backend/cuda_device.h without a device: its memory is the host's, its streams run at once.
-#include "backend/cuda_device.h"
-
 #include <cstring>
 #include <memory>
 
+#include "backend/cuda_device.h"
 #include "base/memory.h"
 #include "emulator/machine.h"
 #include "emulator/stream.h"

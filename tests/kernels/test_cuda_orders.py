@@ -34,9 +34,7 @@ def layer(quant: str, kv_dtype: str) -> list[Any]:
         codes = [(w.view(np.uint8)[:, ::4] & 0x7B, "e4m3", np.ones(1, np.float32), False)
                  for w, *_ in parts]  # fmt: skip
         scales = [0.02] * len(parts) if quant == "fixed" else []
-        return backend.pack(
-            codes, role, "fp8", quant=quant, input_scales=scales, head_dim=head_dim
-        )
+        return backend.pack(codes, role, "fp8", quant=quant, input_scales=scales, head_dim=head_dim)
 
     width, kv_width = heads * head_dim, kv_heads * head_dim
     embed = pack("embed", vocab) if quant == "none" else None

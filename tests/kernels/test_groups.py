@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from kernel_support import (
-    HOST_BACKENDS,
     FORMATS,
     GROUP_FORMATS,
+    HOST_BACKENDS,
     SHAPES,
     Guarded,
     Tables,

@@ -1,5 +1,5 @@
-// Where the arrays of a test are when a stage runs: in the host's own memory, used in place, or, for
-// a backend whose memory is its own, in copies with guards around them that are brought back.
+// Where the arrays of a test are when a stage runs: in the host's own memory, used in place, or,
+// for a backend whose memory is its own, in copies with guards around them that are brought back.
 #pragma once
 
 #include <cstdint>
@@ -70,8 +70,8 @@ class OpArrays {
       backend_.download(image.data(), copy.buffer.data(), image.size());
       for (std::size_t i = 0; i < image.size(); ++i) {
         if (i == copy.lead) i += copy.bytes;
-        MM_CHECK(i >= image.size() || image[i] == kGuardByte, "guard",
-                 "wrote byte ", static_cast<std::int64_t>(i - copy.lead), " of ", copy.bytes);
+        MM_CHECK(i >= image.size() || image[i] == kGuardByte, "guard", "wrote byte ",
+                 static_cast<std::int64_t>(i - copy.lead), " of ", copy.bytes);
       }
       if (copy.writable && copy.bytes > 0) {
         std::memcpy(copy.host, image.data() + copy.lead, copy.bytes);

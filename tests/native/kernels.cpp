@@ -55,7 +55,8 @@ std::pair<Floats, float> quantise_on_cuda(const Floats& x, std::optional<float> 
   float own = 1;
   OpArrays op(*backend, false);
   const auto n = static_cast<std::int64_t>(x.size());
-  const TensorView row{op.at(out.mutable_data(), static_cast<std::size_t>(n)), DType::f32, {1, n}, n};
+  const TensorView row{
+      op.at(out.mutable_data(), static_cast<std::size_t>(n)), DType::f32, {1, n}, n};
   cuda::quantise_rows(row, consumer, op.at(&own, 1), nullptr);
   cuda::wait_for(nullptr);
   op.bring_back();

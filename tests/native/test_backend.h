@@ -417,7 +417,8 @@ class TestBackend {
 // Classes of the module alone: two modules have them.
 inline void bind_backend(py::module_& m) {
   py::class_<PackedWeight>(m, "PackedWeight", py::module_local());
-  py::class_<Pool>(m, "Pool", py::module_local()).def_property_readonly("saturated", &Pool::saturated);
+  py::class_<Pool>(m, "Pool", py::module_local())
+      .def_property_readonly("saturated", &Pool::saturated);
   const auto ints = [](const DeviceInts& values) {
     const std::vector<std::int32_t> v = values.host();
     return Ints(static_cast<py::ssize_t>(v.size()), v.data());

@@ -1,7 +1,8 @@
 // Causal attention of rows over their pages, plain: a block of 128 threads for each query head of
-// each row, f32 throughout. Splits of 256 positions start afresh and are merged in order, so a row's
-// bits depend on its own keys alone. Scores are chains over head_dim, values chains over positions.
-// Limits: 64 registers, 4 (256 + 2 head_dim) + 256 bytes of shared memory. Never run on a device.
+// each row, f32 throughout. Splits of 256 positions start afresh and are merged in order, so a
+// row's bits depend on its own keys alone. Scores are chains over head_dim, values chains over
+// positions. Limits: 64 registers, 4 (256 + 2 head_dim) + 256 bytes of shared memory. Never run on
+// a device.
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/kv_layout.h"
 #include "kernels/cuda/launch.h"
@@ -90,8 +91,7 @@ void attention_kernel(Attention p) {
   const std::int64_t row = block_x();
   const int head = block_y(), kv_head = head / (p.num_heads / p.num_kv_heads);
   const std::int64_t count = std::int64_t{p.positions[row]} + 1;
-  const std::int32_t* table =
-      p.block_table + std::int64_t{p.slot[p.sequence[row]]} * p.max_blocks;
+  const std::int32_t* table = p.block_table + std::int64_t{p.slot[p.sequence[row]]} * p.max_blocks;
   const float* own = p.q + row * p.q_stride + std::int64_t{head} * p.head_dim;
   for (int i = thread_index(); i < p.head_dim; i += kThreads) {
     q[i] = own[i];
@@ -104,13 +104,13 @@ void attention_kernel(Attention p) {
     const int n = static_cast<int>(count - first < kSplit ? count - first : kSplit);
     const Split part = soften<T>(p, table, first, n, kv_head, q, weights, reduce);
     const float top = fmaxf(highest, part.highest);
-    const float keep = exp_exact(highest - offset(top)), add = exp_exact(part.highest - offset(top));
+    const float keep = exp_exact(highest - offset(top)),
+                add = exp_exact(part.highest - offset(top));
     for (int i = thread_index(); i < p.head_dim; i += kThreads) {
       float value = 0;
       for (int t = 0; t < n; ++t) {
         const std::int64_t position = first + t;
-        const T* values =
-            tile_of<T>(p, table, position, kv_head) + kv_tile_elements(p.head_dim);
+        const T* values = tile_of<T>(p, table, position, kv_head) + kv_tile_elements(p.head_dim);
         const T v = values[kv_element(position % kBlockTokens, i, p.head_dim, sizeof(T))];
         value = fmaf(weights[t], widen(v), value);
       }
@@ -130,24 +130,16 @@ void attention(const AttentionParams& p, Stream stream) {
   if (p.step.rows == 0) return;
   const KvView& kv = p.kv;
   const auto num_heads = static_cast<int>(p.q.shape[1] / kv.head_dim);
-  const Attention params{p.q.as<float>(),
-                         p.q.row_stride,
-                         p.out.as<float>(),
-                         p.out.row_stride,
-                         num_heads,
-                         kv.num_kv_heads,
-                         kv.head_dim,
-                         p.scale,
-                         p.step.positions,
-                         p.step.sequence,
-                         p.step.slot,
-                         p.step.block_table,
-                         p.step.max_blocks,
-                         kv.data,
-                         kv.block_bytes};
+  const Attention params{p.q.as<float>(),   p.q.row_stride,  p.out.as<float>(), p.out.row_stride,
+                         num_heads,         kv.num_kv_heads, kv.head_dim,       p.scale,
+                         p.step.positions,  p.step.sequence, p.step.slot,       p.step.block_table,
+                         p.step.max_blocks, kv.data,         kv.block_bytes};
   const auto floats = static_cast<std::size_t>(kSplit) + 2 * static_cast<std::size_t>(kv.head_dim);
-  const Launch how{"attention", {p.step.rows, num_heads}, kThreads,
-                   kReduceBytes + floats * sizeof(float), stream};
+  const Launch how{"attention",
+                   {p.step.rows, num_heads},
+                   kThreads,
+                   kReduceBytes + floats * sizeof(float),
+                   stream};
   if (kv.dtype == DType::f32) return launch(attention_kernel<float>, how, params);
   if (kv.dtype == DType::bf16) return launch(attention_kernel<std::uint16_t>, how, params);
   launch(attention_kernel<std::uint8_t>, how, params);

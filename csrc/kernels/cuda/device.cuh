@@ -1,7 +1,8 @@
 // What a kernel may use beside plain C++. Each function has two definitions of the same meaning:
 // PTX (device_sm90.cuh) and plain C++ on fibers (tests/emulator), so the same kernel sources run
 // without a device. Kernels hold no inline PTX and no conditional of their own.
-//
+#pragma once
+
 //   MM_KERNEL(threads) void name(args)   of at most `threads` threads; args by value; a second
 //                                        number: so many blocks share a multiprocessor
 //   MM_DEVICE                            a function of a kernel, always inlined
@@ -35,7 +36,6 @@
 //     widen_{bf16, f16, e4m3}(bits) to f32; widen_e4m3_x2(two codes) to two f16. e4m3 saturates to
 //     +-448; a NaN becomes the positive NaN of its type.
 //   bits_of(f32), float_of(u32); exp2_fast(x): 2 ulp, subnormal results may be 0
-#pragma once
 
 #ifdef MM_CUDA_EMULATED
 #include "emulator/device_emulated.h"

@@ -1,5 +1,5 @@
-// What a kernel found wrong in its input and could not tell by an exception: the first finding since
-// the host last looked. The host looks whenever it waits for the device, and throws it.
+// What a kernel found wrong in its input and could not tell by an exception: the first finding
+// since the host last looked. The host looks whenever it waits for the device, and throws it.
 #pragma once
 
 #include <cstdint>

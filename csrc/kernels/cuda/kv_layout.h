@@ -1,9 +1,9 @@
 // Where keys and values lie in the pages of the cuda backend: pure index arithmetic, shared by
-// traits and kernels. A page holds 64 tokens of one layer: per KV head K [64 tokens, head_dim], then
-// V likewise, so that one (page, head) is one piece that one bulk copy brings. Rows are padded with
-// zeros to whole 16 elements, the k of one mma. Where a row is a multiple of 128 bytes, the 16 bytes
-// number c of token t stand at place c ^ (t % 8): as a tile must lie in shared memory for eight rows
-// of one column to be in different banks.
+// traits and kernels. A page holds 64 tokens of one layer: per KV head K [64 tokens, head_dim],
+// then V likewise, so that one (page, head) is one piece that one bulk copy brings. Rows are padded
+// with zeros to whole 16 elements, the k of one mma. Where a row is a multiple of 128 bytes, the 16
+// bytes number c of token t stand at place c ^ (t % 8): as a tile must lie in shared memory for
+// eight rows of one column to be in different banks.
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,6 @@
-// RMSNorm of rows, and rounding rows to e4m3 for the weight that follows: a block of 256 threads for
-// a row, whose sum of squares is kept in double.
-// Limits: 40 registers, 256 bytes of shared memory; rows of any length. Never run on a device.
+// RMSNorm of rows, and rounding rows to e4m3 for the weight that follows: a block of 256 threads
+// for a row, whose sum of squares is kept in double. Limits: 40 registers, 256 bytes of shared
+// memory; rows of any length. Never run on a device.
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/launch.h"
 
@@ -75,15 +75,12 @@ void quantise_kernel(Rows p) {
 }
 
 Rows rows_of(const TensorView& x, const TensorView& out, const Weight& consumer, float* out_scale) {
-  return {x.as<float>(),
-          x.row_stride,
-          out.as<float>(),
-          out.row_stride,
-          out.shape[1],
-          rows_aligned(x.data, x.row_stride) && rows_aligned(out.data, out.row_stride),
-          consumer.quant,
-          consumer.input_scale,
-          out_scale};
+  return {
+      x.as<float>(),   x.row_stride,
+      out.as<float>(), out.row_stride,
+      out.shape[1],    rows_aligned(x.data, x.row_stride) && rows_aligned(out.data, out.row_stride),
+      consumer.quant,  consumer.input_scale,
+      out_scale};
 }
 
 }  // namespace

@@ -71,9 +71,9 @@ void rope_store_kernel(RopeStore p) {
   int clamped = 0;
   for (int j = thread_index(); j < half; j += kThreads) {
     const float a = x[j], b = x[j + half];
-    clamped += is_value ? store_pair(p, tile, token, j, a, b)
-                        : store_pair(p, tile, token, j, a * cos[j] - b * sin[j],
-                                     b * cos[j] + a * sin[j]);
+    clamped +=
+        is_value ? store_pair(p, tile, token, j, a, b)
+                 : store_pair(p, tile, token, j, a * cos[j] - b * sin[j], b * cos[j] + a * sin[j]);
   }
   const auto padded = static_cast<int>(padded_head(p.head_dim));
   for (int i = p.head_dim + thread_index(); i < padded; i += kThreads) {
@@ -91,12 +91,10 @@ void rope_store(const NormQkvRopeStoreParams& p, TensorView qkv, Stream stream) 
   if (p.step.rows == 0) return;
   const KvView& kv = p.kv;
   const auto num_heads = static_cast<int>(p.q.shape[1] / kv.head_dim);
-  const RopeStore params{qkv.as<float>(),     qkv.row_stride,   p.q.as<float>(),
-                         p.q.row_stride,      num_heads,        kv.num_kv_heads,
-                         kv.head_dim,         p.rope,           p.step.positions,
-                         p.step.sequence,     p.step.slot,      p.step.block_table,
-                         p.step.max_blocks,   kv.data,          kv.block_bytes,
-                         kv.saturated};
+  const RopeStore params{qkv.as<float>(),   qkv.row_stride,  p.q.as<float>(), p.q.row_stride,
+                         num_heads,         kv.num_kv_heads, kv.head_dim,     p.rope,
+                         p.step.positions,  p.step.sequence, p.step.slot,     p.step.block_table,
+                         p.step.max_blocks, kv.data,         kv.block_bytes,  kv.saturated};
   const Launch how{
       "rope_store", {p.step.rows, num_heads + 2 * kv.num_kv_heads}, kThreads, 0, stream};
   if (kv.dtype == DType::f32) return launch(rope_store_kernel<float>, how, params);
