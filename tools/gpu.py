@@ -223,15 +223,18 @@ def make_environment(runner: Runner, folder: Path) -> str:
     install = [python, "-m", "pip", "install", "--no-index", "--find-links", wheels]
     missing = missing_packages(python)
     if missing and wheels.is_dir():
-        for name in sorted({name for names in missing.values() for name in names}):
+        names = sorted({name for names in missing.values() for name in names})
+        for some in (names, *([name] for name in names)):  # one by one where one cannot be had
             with contextlib.suppress(FailedError):  # what stays missing is named below
-                runner.run([*install, name], 60)
+                runner.run([*install, *some], 60)
+                if some == names:
+                    break
         missing = missing_packages(python)
     if not missing:
         return f"all packages are there; over {parent}"
-    names = " ".join(sorted({name for names in missing.values() for name in names}))
+    lacking = " ".join(sorted({name for names in missing.values() for name in names}))
     text = "; ".join(f"{purpose} lacks {', '.join(names)}" for purpose, names in missing.items())
-    remedy = f"on a machine with a network: pip download -d build/wheels {names}"
+    remedy = f"on a machine with a network: pip download -d build/wheels {lacking}"
     if "building" in missing:
         raise FailedError(f"{text}; {remedy}")
     return f"{text} ({remedy})"
