@@ -308,6 +308,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"tools/dev gpu: {NO_GPU if gpu is None else wrong}", file=sys.stderr)
         return 1
     print(f"GPU: {gpu}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running part ends, too
     runner = Runner(ROOT / "build" / "gpu-log")
     folder = ROOT / "build" / "gpu-venv"
     python = folder / "bin" / "python"
