@@ -137,7 +137,7 @@ def test_blocks_wait_for_one_another() -> None:
     for turn in range(6):
         want = want * 3 + turn
     assert in_all_orders(lambda: np.float32(native.turns(6, True))) == {want.tobytes()}
-    with pytest.raises(errors.EngineDeadError, match="turns: .*expected a grid whose blocks run"):
+    with pytest.raises(errors.EngineDeadError, match=r"turns: .*expected a grid whose blocks run"):
         native.turns(6, False)
     native.set_order("ascending", 0, multiprocessors=5)
     with pytest.raises(errors.EngineDeadError, match="expected at most 5 blocks together, got 6"):
