@@ -229,10 +229,6 @@ MM_DEVICE void multiply_tiles(const GemmArgs& args, const GemmRing<Shape>& ring)
   }
 }
 
-// budget: gemm_kernel<GemmShape<*, 8>> 96 registers 112640 shared; needs HMMA, LDSM
-// budget: gemm_kernel<GemmShape<*, 16>> 128 registers 112640 shared; needs HMMA, LDSM
-// budget: gemm_kernel<GemmShape<*, 32>> 128 registers 112640 shared; needs HMMA, LDSM
-// budget: gemm_kernel 255 registers 230400 shared; needs HMMA, LDSM
 template <class Shape>
 MM_DEVICE void run_gemm(const GemmArgs& args) {
   const GemmRing<Shape> ring(shared_memory<std::byte>());
