@@ -12,7 +12,7 @@ import pytest
 from mmengine import _testing_cuda_emulator as native
 from mmengine import errors
 
-ORDERS = [("ascending", 0, 6), ("descending", 0, 6), ("shuffled", 1, 6), ("shuffled", 2, 3)]
+ORDERS = [("ascending", 0, 6), ("descending", 0, 6), ("shuffled", 1, 6), ("warps", 3, 3)]
 
 
 @pytest.fixture(autouse=True)
