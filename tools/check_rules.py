@@ -70,7 +70,7 @@ FORBIDDEN_SYMBOLS = re.compile(
 )
 # Sources of which a build has either one or the other.
 NO_CUDA = "csrc/backend/no_cuda.cpp"
-CUDA_PARTS = ("backend", "device", "fault", "memory")
+CUDA_PARTS = ("backend", "device")
 OF_ONE_BUILD = {
     NO_CUDA: "csrc/backend/cuda_backend.cpp",
     **{f"csrc/backend/cuda_{part}.cpp": NO_CUDA for part in CUDA_PARTS},
