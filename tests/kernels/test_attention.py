@@ -170,9 +170,8 @@ def test_a_row_is_the_same_however_the_step_is_cut(name: str, kv_dtype: str) -> 
     for threads, chunk in ((1, 16), (2, 100), (3, 300)):
         again = Run(layer, name, threads, kv_dtype, 4, 300).prefill(xs, chunk)
         assert all(same_bits(a, b) for a, b in zip(again, whole, strict=True)), (threads, chunk)
-    for threads in (
-        (1,) if name == "cuda" else (1, 2, 3)
-    ):  # one row at a time, alone: the split over spans
+    # One row at a time, alone: the split over spans. Threads are the host's.
+    for threads in (1,) if name == "cuda" else (1, 2, 3):
         run = Run(layer, name, threads, kv_dtype, 1, 300)
         alone = xs[2:3]
         run.step(alone, [(0, 0, 250)])
