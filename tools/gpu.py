@@ -263,13 +263,13 @@ def build(runner: Runner, folder: Path) -> str:
 
 
 def kernel_tests(runner: Runner, python: Path) -> str:
-    """Kernels and backend on every backend present, cuda among them, and all marked cuda."""
+    """Kernels and backends on every backend present, cuda among them, and whole tiny engines."""
     words = "from mmengine import _testing_kernels as t; print(*t.backends())"
     backends = runner.run([python, "-c", words], 60).split()
     if "cuda" not in backends:
         raise NotRunError(f"this build has no backend 'cuda', only {', '.join(backends)}")
-    names = ("tests/kernels", "tests/backend")
-    paths = [name for name in names if (ROOT / name).is_dir()]
+    names = ("tests/kernels", "tests/backend", "tests/api/test_cuda.py")
+    paths = [name for name in names if (ROOT / name).exists()]
     pytest = [python, "-m", "pytest", "-q", "-m", "not oracle and not model", *paths]
     output = runner.run(pytest, 240, {"MMENGINE_OFFLINE": "1"})
     return output.strip().splitlines()[-1].strip("= ")

@@ -41,8 +41,8 @@ class CudaBackend final : public Backend {
   void upload(void* device, const void* host, std::size_t bytes) override;
   void download(void* host, const void* device, std::size_t bytes) override;
   double measure_read_bandwidth() override;
-  double measure_multiply_peak() override;
-  double measure_int8_peak() override;
+  double measure_multiply_peak() override { return measure_peak(cuda::measure_multiply); }
+  double measure_int8_peak() override { return measure_peak(cuda::measure_multiply_int8); }
 
  private:
   Weight do_pack(const HostWeight&, const WeightSpec&, TensorView) override;
@@ -57,6 +57,8 @@ class CudaBackend final : public Backend {
   void do_sample(const SampleParams&) override;
   void do_accept(const AcceptParams&) override;
 
+  using Probe = void(std::int64_t loops, void* out, int blocks, cuda::Stream stream);
+  double measure_peak(Probe* probe);
   int blocks_of_probes() const { return 8 * facts_.multiprocessors; }  // all that fit at once
   CudaScratch scratch(const WeightSpec& product, std::int64_t rows, std::int64_t columns) const;
   void multiply(TensorView x, const float* x_scale, const Weight& weight,
@@ -258,19 +260,10 @@ double CudaBackend::measure_read_bandwidth() {
   return shares_per_s * static_cast<double>(bytes) / kShares;
 }
 
-double CudaBackend::measure_multiply_peak() {
+double CudaBackend::measure_peak(Probe* probe) {
   const Buffer out = cuda::allocate_device(4);
   const double loops_per_s = best_rate([&](std::int64_t loops) {
-    cuda::measure_multiply(loops, out.data(), blocks_of_probes(), stream_);
-    cuda::wait_for(stream_);
-  });
-  return loops_per_s * cuda::kOpsOfProbeLoop * blocks_of_probes();
-}
-
-double CudaBackend::measure_int8_peak() {
-  const Buffer out = cuda::allocate_device(4);
-  const double loops_per_s = best_rate([&](std::int64_t loops) {
-    cuda::measure_multiply_int8(loops, out.data(), blocks_of_probes(), stream_);
+    probe(loops, out.data(), blocks_of_probes(), stream_);
     cuda::wait_for(stream_);
   });
   return loops_per_s * cuda::kOpsOfProbeLoop * blocks_of_probes();

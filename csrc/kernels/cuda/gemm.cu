@@ -1,7 +1,7 @@
 // gemm: x into terms, then the product; and the kernel that does the first. One block of 256
-// threads per row of the tiles, 8 bytes of shared memory a warp. Never run on a device.
+// threads per row of the tiles, 256 bytes of shared memory. Never run on a device.
 #include "base/check.h"
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/common.cuh"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/gemm_args.h"
 
@@ -40,21 +40,12 @@ MM_DEVICE Terms bf16_terms(float low, float high) {
 
 // The largest finite magnitude of a row, for every thread.
 MM_DEVICE float largest_of(const float* row, std::int64_t k) {
-  float* shared = shared_memory<float>();
   float most = 0;
   for (std::int64_t i = thread_index(); i < k; i += kStageThreads) {
-    const float v = float_of(bits_of(row[i]) & 0x7fffffffu);
+    const float v = fabsf(row[i]);
     if (finite(v) && v > most) most = v;
   }
-  for (int mask = 16; mask > 0; mask /= 2) {
-    const float other = shuffle_xor(most, mask);
-    most = other > most ? other : most;
-  }
-  if (lane_index() == 0) shared[warp_index()] = most;
-  block_barrier();
-  most = shared[0];
-  for (int w = 1; w < kStageThreads / 32; ++w) most = shared[w] > most ? shared[w] : most;
-  return most;
+  return block_max(most, shared_memory<float>());
 }
 
 // The power of two that takes `most` into [2^14, 2^15), as an exponent; as far as its inverse is a
@@ -69,7 +60,7 @@ MM_DEVICE float power_of_two(int exponent) {
   return float_of(static_cast<std::uint32_t>(exponent + 127) << 23);
 }
 
-// budget: stage_rows_kernel 48 registers 32 shared; needs none
+// budget: stage_rows_kernel 48 registers 256 shared; needs none
 template <WeightFormat kFormat>
 MM_KERNEL(kStageThreads)
 void stage_rows_kernel(StageArgs args) {
@@ -108,7 +99,7 @@ void stage_rows_kernel(StageArgs args) {
 
 void stage_rows(const StageArgs& args, WeightFormat format, Stream stream) {
   const int blocks = (args.rows + args.columns - 1) / args.columns * args.columns;
-  const Launch how{"gemm.stage_rows", {blocks}, kStageThreads, 8 * sizeof(float), stream};
+  const Launch how{"gemm.stage_rows", {blocks}, kStageThreads, kReduceBytes, stream};
   if (format == WeightFormat::fp8) {
     launch(stage_rows_kernel<WeightFormat::fp8>, how, args);
   } else {

@@ -47,57 +47,44 @@ struct Sums {
     return quads + (i * Shape::kColumnSteps + j) * kGemmThreads + thread_index();
   }
 
-  MM_DEVICE void clear() {
+  // fn(i, j) for every quad, unrolled: sums are registers.
+  template <class Fn>
+  static MM_DEVICE void each(const Fn& fn) {
 #pragma unroll
-    for (auto& row : d) {
+    for (int i = 0; i < Shape::kRowSteps; ++i) {
 #pragma unroll
-      for (auto& quad : row) {
-#pragma unroll
-        for (float& v : quad) v = 0;
-      }
+      for (int j = 0; j < Shape::kColumnSteps; ++j) fn(i, j);
     }
+  }
+  MM_DEVICE void add(int i, int j, const float (&quad)[4]) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) d[i][j][c] += quad[c];
+  }
+
+  MM_DEVICE void clear() {
+    each([&](int i, int j) {
+#pragma unroll
+      for (float& v : d[i][j]) v = 0;
+    });
   }
   MM_DEVICE void add(const Sums& other) {
-#pragma unroll
-    for (int i = 0; i < Shape::kRowSteps; ++i) {
-#pragma unroll
-      for (int j = 0; j < Shape::kColumnSteps; ++j) {
-#pragma unroll
-        for (int c = 0; c < 4; ++c) d[i][j][c] += other.d[i][j][c];
-      }
-    }
+    each([&](int i, int j) { add(i, j, other.d[i][j]); });
   }
   MM_DEVICE void write(float* partials, int slot) const {
-#pragma unroll
-    for (int i = 0; i < Shape::kRowSteps; ++i) {
-#pragma unroll
-      for (int j = 0; j < Shape::kColumnSteps; ++j) {
-        const float (&v)[4] = d[i][j];
-        *place(partials, slot, i, j) = {{v[0], v[1], v[2], v[3]}};
-      }
-    }
+    each([&](int i, int j) {
+      const float (&v)[4] = d[i][j];
+      *place(partials, slot, i, j) = {{v[0], v[1], v[2], v[3]}};
+    });
   }
   MM_DEVICE void read(float* partials, int slot) {
+    each([&](int i, int j) {
+      const Float4 quad = *place(partials, slot, i, j);
 #pragma unroll
-    for (int i = 0; i < Shape::kRowSteps; ++i) {
-#pragma unroll
-      for (int j = 0; j < Shape::kColumnSteps; ++j) {
-        const Float4 quad = *place(partials, slot, i, j);
-#pragma unroll
-        for (int c = 0; c < 4; ++c) d[i][j][c] = quad.v[c];
-      }
-    }
+      for (int c = 0; c < 4; ++c) d[i][j][c] = quad.v[c];
+    });
   }
   MM_DEVICE void add_slot(float* partials, int slot) {
-#pragma unroll
-    for (int i = 0; i < Shape::kRowSteps; ++i) {
-#pragma unroll
-      for (int j = 0; j < Shape::kColumnSteps; ++j) {
-        const Float4 quad = *place(partials, slot, i, j);
-#pragma unroll
-        for (int c = 0; c < 4; ++c) d[i][j][c] += quad.v[c];
-      }
-    }
+    each([&](int i, int j) { add(i, j, place(partials, slot, i, j)->v); });
   }
 };
 
@@ -130,15 +117,11 @@ MM_DEVICE void finish_tile(const GemmArgs& args, const Sums<Shape>& total, int t
   const TilePlace at = tile_place(tile, args.n_tiles, args.column_blocks);
   const int column = at.column_block * Shape::kColumns + first_column<Shape>() + 2 * t;
   const int row = at.n_tile * static_cast<int>(kTileRows) + first_row<Shape>() + g;
-#pragma unroll
-  for (int i = 0; i < Shape::kRowSteps; ++i) {
-#pragma unroll
-    for (int j = 0; j < Shape::kColumnSteps; ++j) {
-      const float (&v)[4] = total.d[i][j];
-      finish_pair(args, column + 8 * j, row + 16 * i, v[0], v[2]);
-      finish_pair(args, column + 8 * j + 1, row + 16 * i, v[1], v[3]);
-    }
-  }
+  Sums<Shape>::each([&](int i, int j) {
+    const float (&v)[4] = total.d[i][j];
+    finish_pair(args, column + 8 * j, row + 16 * i, v[0], v[2]);
+    finish_pair(args, column + 8 * j + 1, row + 16 * i, v[1], v[3]);
+  });
 }
 
 }  // namespace mmengine::cuda
