@@ -1,24 +1,22 @@
 // Stages composed of kernels on one stream. An op returns once it has been put there; download
-// waits for all of them and throws what they found wrong. Sampling is the host's: kernels/ref over
-// logits that are brought back.
+// waits for all of them and throws what they found wrong.
 #include "backend/cuda_backend.h"
 
 #include <algorithm>
-#include <cstring>
+#include <bit>
 #include <type_traits>
-#include <vector>
 
 #include "backend/best_rate.h"
 #include "backend/cuda_device.h"
 #include "backend/cuda_fault.h"
 #include "backend/cuda_pack.h"
+#include "backend/cuda_sample.h"
 #include "backend/cuda_traits.h"
 #include "base/check.h"
 #include "base/parallel.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/gemm_tiles.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/ref/launch.h"
 
 namespace mmengine {
 namespace {
@@ -63,6 +61,9 @@ class CudaBackend final : public Backend {
   CudaScratch scratch(const WeightSpec& product, std::int64_t rows, std::int64_t columns) const;
   void multiply(TensorView x, const float* x_scale, const Weight& weight,
                 cuda::GemmEpilogue epilogue, TensorView out, const CudaScratch& scratch);
+  std::byte* next_image(std::size_t bytes);
+  void wait();
+
   cuda::DeviceFacts facts_;
   ThreadPool pool_;
   OwnStream owned_;
@@ -70,8 +71,9 @@ class CudaBackend final : public Backend {
   Buffer fault_, fault_image_;  // a Fault each, on the device and pinned
   Buffer ring_;                 // of weights on their way, in two halves
   TensorView scratch_;
-  std::vector<float> logits_;  // of do_sample
-  ref::SampleScratch sampling_;
+  static constexpr std::size_t kImages = 2;
+  Buffer images_[kImages];  // of the lists of sampling, pinned, in turn
+  std::size_t next_image_ = 0, unread_images_ = 0;
 };
 
 cuda::Fault* fault_of(const Buffer& buffer) { return static_cast<cuda::Fault*>(buffer.data()); }
@@ -96,7 +98,7 @@ void CudaBackend::upload(void* device, const void* host, std::size_t bytes) {
 void CudaBackend::download(void* host, const void* device, std::size_t bytes) {
   cuda::copy_to_host(host, device, bytes, stream_);
   cuda::copy_to_host(fault_image_.data(), fault_.data(), sizeof(cuda::Fault), stream_);
-  cuda::wait_for(stream_);
+  wait();
   const cuda::Fault found = *fault_of(fault_image_);
   if (found.count == 0) return;
   cuda::clear_device(fault_.data(), sizeof(cuda::Fault), stream_);
@@ -204,41 +206,42 @@ void CudaBackend::do_logits(const LogitsParams& p) {
 }
 
 void CudaBackend::do_sample(const SampleParams& p) {
-  const auto rows = static_cast<std::size_t>(p.step.logits_rows);
-  const auto vocab = static_cast<std::size_t>(p.logits.shape[1]);
+  const int rows = p.step.logits_rows;
   if (rows == 0) return;
-  if (logits_.size() < rows * vocab) logits_.resize(rows * vocab);
-  for (std::size_t e = 0; e < rows; ++e) {
-    cuda::copy_to_host(logits_.data() + e * vocab,
-                       p.logits.rows(static_cast<std::int64_t>(e), 1).data, vocab * sizeof(float),
-                       stream_);
-  }
-  std::vector<std::int32_t> logits_row(rows), positions(static_cast<std::size_t>(p.step.rows));
-  cuda::copy_to_host(logits_row.data(), p.step.logits_row, rows * sizeof(std::int32_t), stream_);
-  download(positions.data(), p.step.positions, positions.size() * sizeof(std::int32_t));
+  const CudaSampleImage lists(p.input, rows, p.logits.shape[1]);
+  const auto room = static_cast<std::size_t>(scratch_.shape.count()) * dtype_bytes(scratch_.dtype);
+  MM_CHECK(lists.device_bytes() <= room, "scratch", "expected at least ", lists.device_bytes(),
+           " bytes, got ", room);
+  std::byte* image = next_image(lists.bytes());
+  lists.write(image);
+  upload(scratch_.data, image, lists.bytes());
+  auto* device = scratch_.as<std::byte>();
+  const SampleParams params{p.step, p.logits, lists.input_on(device), p.out};
+  cuda::sample(params, lists.changed_on(device), stream_);
+  const bool scored = std::any_of(p.input.row, p.input.row + rows, [](const SampleRow& row) {
+    return row.logprobs >= 0 || row.given >= 0;
+  });
+  if (scored) cuda::logprobs(params, stream_);
+}
 
-  Step step = p.step;
-  step.logits_row = logits_row.data();
-  step.positions = positions.data();
-  std::vector<std::int32_t> id(rows), top_id(rows * kMaxLogprobs);
-  std::vector<float> logprob(rows), top_logprob(rows * kMaxLogprobs);
-  const SampleOutput out{id.data(), logprob.data(), top_id.data(), top_logprob.data()};
-  const TensorView logits{logits_.data(),
-                          DType::f32,
-                          {static_cast<std::int64_t>(rows), static_cast<std::int64_t>(vocab)},
-                          static_cast<std::int64_t>(vocab)};
-  const SampleParams host{step, logits, p.input, out};
-  for (std::size_t e = 0; e < rows; ++e) {
-    ref::sample_row(host, static_cast<std::int64_t>(e), sampling_);
+// Pinned memory that the stream does not read any more.
+std::byte* CudaBackend::next_image(std::size_t bytes) {
+  if (unread_images_ == kImages) wait();
+  Buffer& image = images_[next_image_];
+  next_image_ = (next_image_ + 1) % kImages;
+  ++unread_images_;
+  if (image.bytes() < bytes) {
+    wait();
+    image = {};
+    image = cuda::allocate_pinned(std::bit_ceil(bytes));
+    ++unread_images_;
   }
-  upload(p.out.id, id.data(), id.size() * sizeof(std::int32_t));
-  for (std::size_t e = 0; e < rows; ++e) {  // of the rest only what was asked for
-    if (p.input.row[e].logprobs < 0 && p.input.row[e].given < 0) continue;
-    const std::size_t top = e * kMaxLogprobs;
-    upload(p.out.logprob + e, &logprob[e], sizeof(float));
-    upload(p.out.top_id + top, &top_id[top], kMaxLogprobs * sizeof(std::int32_t));
-    upload(p.out.top_logprob + top, &top_logprob[top], kMaxLogprobs * sizeof(float));
-  }
+  return static_cast<std::byte*>(image.data());
+}
+
+void CudaBackend::wait() {
+  cuda::wait_for(stream_);
+  unread_images_ = 0;
 }
 
 void CudaBackend::do_accept(const AcceptParams& p) { cuda::accept(p, stream_); }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "backend/buffer.h"
+#include "backend/cuda_sample.h"
 #include "backend/scratch.h"
 #include "base/check.h"
 #include "kernels/cuda/gemm_tiles.h"
@@ -68,7 +69,9 @@ std::size_t CudaTraits::scratch_bytes(const ModelShape& shape, const StepLimits&
                 product_bytes(Role::gate_up_proj, 2 * shape.intermediate_size, hidden, rows, 0),
                 product_bytes(Role::down_proj, hidden, shape.intermediate_size, rows, 0),
                 product_bytes(Role::lm_head, shape.vocab_size, hidden, limits.logits_rows, 0)});
-  return CudaScratch({}, gemm, std::max(rows, std::int64_t{limits.logits_rows}), hidden, qkv).bytes;
+  const std::int64_t most_rows = std::max(rows, std::int64_t{limits.logits_rows});
+  return std::max(CudaScratch({}, gemm, most_rows, hidden, qkv).bytes,
+                  CudaSampleImage::most_device_bytes(limits, shape.vocab_size));
 }
 
 }  // namespace mmengine

@@ -66,6 +66,19 @@ void rope_store(const NormQkvRopeStoreParams& p, TensorView qkv, Stream stream);
 // The rows of p.q over the pages of their sequences; p.out as f32, not quantised.
 void attention(const AttentionParams& p, Stream stream);
 
+// ---- sampling ------------------------------------------------------------------------------
+
+// What logits were before bias, penalties and bans, while a row's choice is made: one place for
+// each entry of the lists of SampleInput.
+struct ChangedLogits {
+  float *bias, *count, *ban;
+};
+// p.out.id. The input is as in params.h but for this: no two rows share entries of the lists, and a
+// row's bias is in ascending order of ids, equal ones in the order in which they are added.
+void sample(const SampleParams& p, const ChangedLogits& changed, Stream stream);
+// After sample: the rest of p.out, of rows that ask for it.
+void logprobs(const SampleParams& p, Stream stream);
+
 // ---- probes of the device ------------------------------------------------------------------
 // `out`: 4 bytes that are not written but might be.
 
