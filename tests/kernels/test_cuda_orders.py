@@ -12,6 +12,10 @@ import pytest
 from mmengine import _testing_cuda_emulator as native
 from mmengine import errors
 
+SAMPLING = [
+    {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "logprobs": 4, "ban": [1, 2]},
+    {"bias": [(3, 2.5), (3, 0.1)], "count": [(3, 2), (4, 0)], "repetition_penalty": 1.2},
+]
 ORDERS = [("ascending", 0, 6), ("descending", 0, 6), ("shuffled", 1, 6), ("warps", 3, 3)]
 
 
@@ -64,8 +68,9 @@ def layer(quant: str, kv_dtype: str) -> list[Any]:
         backend.norm_gate_up_silu(s, x, gain, 1e-5, gate_up, down, gated, out_scale=own)
         backend.linear_residual(s, gated, down, x, x_scale=own)
         backend.logits(s, x, gain, 1e-5, head, logits)
-        backend.accept(s, [3, 4], slots)
-        seen.extend([s.ids, s.positions, s.sequence, q, attended, gated, own, x, logits])
+        sampled = backend.sample(s, logits, SAMPLING)
+        backend.accept(s, sampled[0].tolist(), slots)
+        seen.extend([*sampled, s.ids, s.positions, s.sequence, q, attended, gated, own, x, logits])
 
     step(rng.integers(0, vocab, 301).tolist(), [0, 290, 301], [0, 0],
          [2, 0, 4, 2, 1, 1, 2, 2, 6, 2, 3, 2, 2, 4, 8, 0, 0, 3, 0, 0, 5])  # fmt: skip

@@ -331,6 +331,7 @@ class TestBackend {
     std::vector<std::int32_t> ban;
     std::vector<LogitBias> bias;
     std::vector<TokenCount> count;
+    std::vector<std::uint32_t> mask;
     for (const py::dict& d : rows) {
       SampleRow row;
       const auto get = [&](const char* key, auto& field) {
@@ -365,6 +366,10 @@ class TestBackend {
         }
       }
       row.count_end = static_cast<std::int32_t>(count.size());
+      if (d.contains("mask")) {  // words
+        row.mask_begin = static_cast<std::int64_t>(mask.size());
+        for (auto word : d["mask"].cast<std::vector<std::uint32_t>>()) mask.push_back(word);
+      }
       list.push_back(row);
     }
     const auto n = static_cast<py::ssize_t>(rows.size());
@@ -372,7 +377,8 @@ class TestBackend {
     Floats logprob(n), top_logprob({n, py::ssize_t{kMaxLogprobs}});
     std::fill_n(logprob.mutable_data(), n, 77.0f);
     std::fill_n(top_id.mutable_data(), n * kMaxLogprobs, 77);
-    const SampleInput input{list.data(), ban.data(), bias.data(), count.data()};
+    std::fill_n(top_logprob.mutable_data(), n * kMaxLogprobs, 77.0f);
+    const SampleInput input{list.data(), ban.data(), bias.data(), count.data(), mask.data()};
     OpArrays op = arrays();
     const auto at = [&op](auto& a) {
       return op.at(a.mutable_data(), static_cast<std::size_t>(a.size()));
