@@ -119,14 +119,15 @@ def test_a_large_vocabulary(name: str) -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_more_ids_than_bins_of_bins(name: str) -> None:
-    logits = np.zeros((2, (1 << 21) + 700), np.float32)
-    logits[1, ::3] = 1
-    rows = [{"temperature": 1.0, "seed": 11}, {"temperature": 0.01, "seed": 12}]
+    logits = np.zeros((2, 5 << 19), np.float32)
+    logits[1, ::5] = 1
+    rows: list[dict[str, Any]] = [{"temperature": 1.0}, {"temperature": 0.01}]
+    u = []
+    for e, row in enumerate(rows):  # ids past 2^21
+        row["seed"] = next(s for s in range(1000) if native.uniform(s, e) > 0.85)
+        u.append(native.uniform(row["seed"], e))
     ids = sample(name, logits, rows)[0]
-    count = logits.shape[1]
-    third = (count + 2) // 3
-    expected = [int(native.uniform(11, 0) * count), 3 * int(native.uniform(12, 1) * third)]
-    assert ids.tolist() == expected
+    assert ids.tolist() == [int(u[0] * (5 << 19)), 5 * int(u[1] * (1 << 19))]
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -151,3 +152,11 @@ def test_lists_beyond_the_scratch_memory_are_refused_on_a_device(name: str) -> N
     backend.scratch(64)
     with pytest.raises(Exception, match=r"scratch: expected at least \d+ bytes, got 64"):
         backend.sample(rows_step(backend, 1, logits=1), np.ones((1, 9), np.float32), [{}])
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_top_p_ends_where_its_mass_is_reached(name: str) -> None:
+    logits = np.ones((40, 4), np.float32)
+    for top_p, most in ((0.25, 1), (0.5, 2), (0.500001, 3), (0.75, 3), (1.0, 4)):
+        rows = [{"temperature": 1.0, "top_p": top_p, "seed": seed} for seed in range(40)]
+        assert set(sample(name, logits, rows)[0].tolist()) == set(range(most)), top_p
