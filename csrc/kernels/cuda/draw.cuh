@@ -129,6 +129,7 @@ MM_DEVICE Found find(const Draw& draw, bool by_count, std::uint64_t target, Work
 }
 
 MM_DEVICE std::int32_t id_of(const Draw& draw, const Found& at, Work& work) {
+  block_barrier();  // the last use of work.found is over
   each_candidate(draw.row, [&](Place place, float) {
     if (place >> shift_of(at.level) == at.prefix) work.found = place;
   });
