@@ -14,6 +14,7 @@
 #include "backend/cuda_traits.h"
 #include "base/check.h"
 #include "base/parallel.h"
+#include "kernels/cuda/attention_args.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/gemm_tiles.h"
 #include "kernels/cuda/launch.h"
@@ -157,7 +158,7 @@ CudaScratch CudaBackend::scratch(const WeightSpec& product, std::int64_t rows,
 void CudaBackend::multiply(TensorView x, const float* x_scale, const Weight& weight,
                            cuda::GemmEpilogue epilogue, TensorView out,
                            const CudaScratch& scratch) {
-  cuda::gemm({x, x_scale, weight, epilogue, out, scratch.gemm}, facts_.multiprocessors, stream_);
+  cuda::gemm({x, x_scale, weight, epilogue, out, scratch.kernel}, facts_.multiprocessors, stream_);
 }
 
 void CudaBackend::do_copy_blocks(const CopyBlocksParams& p) {
@@ -177,7 +178,11 @@ void CudaBackend::do_norm_qkv_rope_store(const NormQkvRopeStoreParams& p) {
 }
 
 void CudaBackend::do_attention(const AttentionParams& p) {
-  cuda::attention(p, stream_);
+  const auto num_heads = p.q.shape[1] / p.kv.head_dim;
+  const std::size_t bytes = cuda::attention_scratch_bytes(
+      p.step.rows, p.step.sequences, p.step.max_blocks, num_heads, p.kv.head_dim);
+  const CudaScratch s(scratch_, bytes, 0, 0, 0);
+  cuda::attention(p, s.kernel, stream_);
   cuda::quantise_rows(p.out.rows(p.step.rows), p.consumer, p.out_scale, stream_);
 }
 

@@ -6,6 +6,7 @@
 #include "backend/cuda_sample.h"
 #include "backend/scratch.h"
 #include "base/check.h"
+#include "kernels/cuda/attention_args.h"
 #include "kernels/cuda/gemm_tiles.h"
 #include "kernels/cuda/kv_layout.h"
 #include "kernels/cuda/weight_layout.h"
@@ -25,16 +26,16 @@ std::size_t product_bytes(Role role, std::int64_t n, std::int64_t k, std::int64_
 
 }  // namespace
 
-CudaScratch::CudaScratch(TensorView memory, std::size_t gemm_bytes, std::int64_t row_count,
+CudaScratch::CudaScratch(TensorView memory, std::size_t kernel_bytes, std::int64_t row_count,
                          std::int64_t hidden, std::int64_t columns) {
   const std::size_t first =
-      (gemm_bytes + Layout::kAlignment - 1) / Layout::kAlignment * Layout::kAlignment;
+      (kernel_bytes + Layout::kAlignment - 1) / Layout::kAlignment * Layout::kAlignment;
   const auto whole = static_cast<std::size_t>(memory.shape.count()) * dtype_bytes(memory.dtype);
   Carver carver;
   if (memory) {
     MM_CHECK(first <= whole, "scratch", "expected at least ", first, " bytes, got ", whole);
-    gemm = memory.as<std::byte>();
-    carver = Carver({gemm + first, DType::u8, {static_cast<std::int64_t>(whole - first)}, 1});
+    kernel = memory.as<std::byte>();
+    carver = Carver({kernel + first, DType::u8, {static_cast<std::int64_t>(whole - first)}, 1});
   }
   rows = carver.matrix(row_count, hidden);
   scale = carver.floats(row_count);
@@ -63,14 +64,16 @@ std::size_t CudaTraits::scratch_bytes(const ModelShape& shape, const StepLimits&
   const std::int64_t rows = limits.rows, hidden = shape.hidden_size, d = shape.head_dim;
   const std::int64_t heads = shape.num_heads * d;
   const std::int64_t qkv = heads + 2 * shape.num_kv_heads * d;
-  const std::size_t gemm =
-      std::max({product_bytes(Role::qkv_proj, qkv, hidden, rows, d),
+  const std::size_t kernel =
+      std::max({cuda::attention_scratch_bytes(limits.rows, limits.sequences, limits.max_blocks,
+                                              shape.num_heads, d),
+                product_bytes(Role::qkv_proj, qkv, hidden, rows, d),
                 product_bytes(Role::o_proj, hidden, heads, rows, 0),
                 product_bytes(Role::gate_up_proj, 2 * shape.intermediate_size, hidden, rows, 0),
                 product_bytes(Role::down_proj, hidden, shape.intermediate_size, rows, 0),
                 product_bytes(Role::lm_head, shape.vocab_size, hidden, limits.logits_rows, 0)});
   const std::int64_t most_rows = std::max(rows, std::int64_t{limits.logits_rows});
-  return std::max(CudaScratch({}, gemm, most_rows, hidden, qkv).bytes,
+  return std::max(CudaScratch({}, kernel, most_rows, hidden, qkv).bytes,
                   CudaSampleImage::most_device_bytes(limits, shape.vocab_size));
 }
 

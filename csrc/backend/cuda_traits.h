@@ -19,14 +19,14 @@ class CudaTraits final : public BackendTraits {
 
 // What a stage needs of the scratch memory, in this order; null memory: only counted.
 struct CudaScratch {
-  std::byte* gemm = nullptr;
-  TensorView rows;         // [rows, hidden] f32, what a product reads
-  float* scale = nullptr;  // [rows] of the same
-  TensorView product;      // [rows, columns] f32
+  std::byte* kernel = nullptr;  // of the product, or of attention, to itself
+  TensorView rows;              // [rows, hidden] f32, what a product reads
+  float* scale = nullptr;       // [rows] of the same
+  TensorView product;           // [rows, columns] f32
   std::size_t bytes = 0;
 
-  // gemm_bytes: of the largest product.
-  CudaScratch(TensorView memory, std::size_t gemm_bytes, std::int64_t rows, std::int64_t hidden,
+  // kernel_bytes: of the largest product, or of attention.
+  CudaScratch(TensorView memory, std::size_t kernel_bytes, std::int64_t rows, std::int64_t hidden,
               std::int64_t columns);
 };
 

@@ -156,6 +156,8 @@ def test_attention(
 ) -> None:
     layer = Layer(heads, kv_heads, head_dim)
     xs = sequences(lengths)
+    if name == "cuda":
+        bound = max(bound, 5e-5)  # two terms of bf16
     got = Run(layer, name, 2, kv_dtype, len(xs), max(lengths)).prefill(xs, chunk)
     for s, x in enumerate(xs):
         assert_close(got[s], layer.expected(x, kv_dtype), bound, f"{name} {kv_dtype} sequence {s}")

@@ -63,8 +63,9 @@ void quantise_rows(TensorView x, const Weight& consumer, float* out_scale, Strea
 // rotated into p.q, k rotated and v into the pages of their positions.
 void rope_store(const NormQkvRopeStoreParams& p, TensorView qkv, Stream stream);
 
-// The rows of p.q over the pages of their sequences; p.out as f32, not quantised.
-void attention(const AttentionParams& p, Stream stream);
+// The rows of p.q over the pages of their sequences; p.out as f32, not quantised. scratch:
+// attention_scratch_bytes (attention_args.h).
+void attention(const AttentionParams& p, std::byte* scratch, Stream stream);
 
 // ---- sampling ------------------------------------------------------------------------------
 
