@@ -1,6 +1,6 @@
 // Causal attention of a step's rows over their pages: with tensor cores, decode and prefill each
 // for its own sequences, or plain. How many rows a sequence has is known to the device alone, so
-// both are launched unless the host can tell that one has nothing to do.
+// both are launched unless the host can tell that one has nothing to do. Never run on a device.
 #include "kernels/cuda/attention_args.h"
 
 namespace mmengine::cuda {
