@@ -63,16 +63,15 @@ def test_against_float64(
         assert error < (5e-4 if kv_dtype == "bf16" else 2e-4), s
 
 
-@pytest.mark.parametrize("rows", [1, 2, 8, 9])
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
-def test_decode_has_the_bits_of_prefill(kv_dtype: str, rows: int) -> None:
-    layer, xs = Layer(6, 2, 64), sequences([300, 11, 560], seed=5)
+def test_decode_has_the_bits_of_prefill(kv_dtype: str) -> None:
+    layer, xs = Layer(3, 1, 64), sequences([300, 11, 560], seed=5)
     run = Run(layer, "cuda", 1, kv_dtype, 3, 560)
     whole = run.prefill(xs, 560)
-    for start in (0, 63, 250, 511):
+    for rows, start in ((1, 0), (9, 63), (2, 250), (8, 250), (1, 511), (8, 511)):
         spans = [(s, start, rows) for s in (2, 0) if start + rows <= len(xs[s])] + [(1, 4, 7)]
         for (s, a, n), got in zip(spans, run.step(xs, spans), strict=True):
-            assert same_bits(got, whole[s][a : a + n]), (s, a)
+            assert same_bits(got, whole[s][a : a + n]), (s, a, n)
 
 
 def test_more_parts_than_scratch_holds() -> None:
@@ -100,7 +99,7 @@ def test_values_that_are_not_finite_stay_with_rows_that_see_them(kv_dtype: str, 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_every_order_of_threads(kv_dtype: str) -> None:
-    layer, xs = Layer(12, 2, 64), sequences([270, 6], seed=8)
+    layer, xs = Layer(12, 1, 64), sequences([270, 6], seed=8)
     results = []
     for order in (("ascending", 0, 6), ("descending", 0, 6), ("shuffled", 1, 6), ("warps", 3, 3)):
         emulator.set_order(*order)
