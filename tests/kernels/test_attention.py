@@ -227,6 +227,23 @@ def test_clamped_elements_are_counted(name: str, clamped: int) -> None:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+def test_rows_that_pad_a_step_change_nothing(name: str) -> None:
+    layer = Layer(4, 2, 26)
+    xs = sequences([3, 3, 3], seed=4)
+    sizes = np.sort(np.abs(np.concatenate([layer.cached(x) for x in xs[:2]])))[::-1]
+    layer.scale_cached(448 / np.sqrt(sizes[3] * sizes[4]))
+    alone, padded = (Run(layer, name, 2, "e4m3", 3, 3) for _ in range(2))
+    padded.tables.blocks[2] = 0  # the scrap block
+    for i in range(3):
+        expected = alone.step(xs, [(0, i, 1), (1, i, 1)])
+        got = padded.step(xs, [(0, i, 1), (1, i, 1), (2, 0, 1), (2, 0, 1)])
+        assert all(same_bits(a, b) for a, b in zip(expected, got, strict=False))
+    assert alone.pool.saturated == 4
+    if name == "cuda":  # which alone pads
+        assert padded.pool.saturated == 4
+
+
+@pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_nan_of_one_sequence_stays_there(name: str, kv_dtype: str) -> None:
     layer = Layer(4, 2, 16)

@@ -29,8 +29,7 @@ struct AttentionArgs {
   int sequences, max_blocks;
   const std::byte* pages;
   std::int64_t page_bytes;
-  float*
-      parts;  // values [most_parts, heads, head_dim], then maximum and sum [most_parts, heads, 2]
+  float* parts;  // values [most_parts, heads, head_dim], then maximum, sum [most_parts, heads, 2]
   int most_parts;
 };
 

@@ -65,6 +65,7 @@ void rope_store_kernel(RopeStore p) {
 
   const std::int64_t table = std::int64_t{p.slot[p.sequence[row]]} * p.max_blocks;
   const std::int64_t page = p.block_table[table + position / kBlockTokens];
+  if (page == 0) return;  // scrap: of a row that pads its step
   const std::int64_t kv_head = is_value ? kv - p.num_kv_heads : kv, token = position % kBlockTokens;
   T* tile = reinterpret_cast<T*>(p.pages + page * p.page_bytes) +
             (2 * kv_head + (is_value ? 1 : 0)) * kv_tile_elements(p.head_dim);
