@@ -102,6 +102,11 @@ struct BackendOptions {
   std::string instruction_set;
 };
 
+struct Captured {  // ops that were recorded
+  virtual ~Captured() = default;
+  virtual void replay() = 0;  // does them again, with the numbers and addresses of then
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -119,6 +124,11 @@ class Backend {
   // Waits until all ops before it are done, and throws what they found wrong where an op returns
   // before it is done.
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;
+  // The ops that `ops` calls, recorded and not done; null, and nothing is called, where doing them
+  // again would be no cheaper than calling them. Not sample, whose lists are the host's.
+  virtual std::unique_ptr<Captured> capture(const std::function<void()>& /*ops*/) {
+    return nullptr;
+  }
   // Bytes per second at which all threads together read memory no cache holds, in the better of the
   // orders in which they can ask for it; about a second.
   virtual double measure_read_bandwidth() = 0;

@@ -27,6 +27,18 @@ struct DestroyStream {
 };
 using OwnStream = std::unique_ptr<std::remove_pointer_t<cuda::Stream>, DestroyStream>;
 
+struct DestroyGraph {
+  void operator()(cuda::Graph graph) const { cuda::destroy_graph(graph); }
+};
+
+struct CudaCaptured final : Captured {
+  CudaCaptured(cuda::Stream on, const std::function<void()>& ops)
+      : graph(cuda::capture(on, ops)), stream(on) {}
+  void replay() override { cuda::replay(graph.get(), stream); }
+  std::unique_ptr<std::remove_pointer_t<cuda::Graph>, DestroyGraph> graph;
+  cuda::Stream stream;
+};
+
 class CudaBackend final : public Backend {
  public:
   CudaBackend(const cuda::DeviceFacts& facts, int threads);
@@ -39,6 +51,9 @@ class CudaBackend final : public Backend {
   void set_scratch(TensorView scratch) override { scratch_ = scratch; }
   void upload(void* device, const void* host, std::size_t bytes) override;
   void download(void* host, const void* device, std::size_t bytes) override;
+  std::unique_ptr<Captured> capture(const std::function<void()>& ops) override {
+    return std::make_unique<CudaCaptured>(stream_, ops);
+  }
   double measure_read_bandwidth() override;
   double measure_multiply_peak() override { return measure_peak(cuda::measure_multiply); }
   double measure_int8_peak() override { return measure_peak(cuda::measure_multiply_int8); }

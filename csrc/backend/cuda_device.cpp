@@ -92,4 +92,29 @@ void clear_device(void* device, std::size_t bytes, Stream stream) {
 
 void wait_for(Stream stream) { check(cudaStreamSynchronize(stream), "waiting for the device"); }
 
+// Relaxed, because a kernel's first launch loads it.
+Graph capture(Stream stream, const std::function<void()>& work) {
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "beginning a graph");
+  cudaGraph_t recorded = nullptr;
+  try {
+    work();
+  } catch (...) {
+    cudaStreamEndCapture(stream, &recorded);
+    if (recorded != nullptr) cudaGraphDestroy(recorded);
+    throw;
+  }
+  check(cudaStreamEndCapture(stream, &recorded), "ending a graph");
+  Graph graph = nullptr;
+  const cudaError_t made = cudaGraphInstantiate(&graph, recorded, 0);
+  cudaGraphDestroy(recorded);
+  check(made, "making a graph");
+  return graph;
+}
+
+void replay(Graph graph, Stream stream) {
+  check(cudaGraphLaunch(graph, stream), "replaying a graph");
+}
+
+void destroy_graph(Graph graph) { cudaGraphExecDestroy(graph); }
+
 }  // namespace mmengine::cuda

@@ -4,12 +4,17 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 
 #include "backend/buffer.h"
 #include "backend/device_facts.h"
 #include "kernels/cuda/launch.h"
 
+struct CUgraphExec_st;
+
 namespace mmengine::cuda {
+
+using Graph = CUgraphExec_st*;
 
 // What there is to be known; takes nothing and does not throw for what is missing.
 DeviceFacts look_at_device(int index);
@@ -30,5 +35,10 @@ void copy_to_host(void* host, const void* device, std::size_t bytes, Stream stre
 void clear_device(void* device, std::size_t bytes, Stream stream);
 // Until all that the stream was given is done.
 void wait_for(Stream stream);
+
+// What `work` puts on the stream, which is not done but recorded with the values of its arguments.
+Graph capture(Stream stream, const std::function<void()>& work);
+void replay(Graph graph, Stream stream);
+void destroy_graph(Graph graph);
 
 }  // namespace mmengine::cuda

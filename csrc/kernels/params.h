@@ -101,7 +101,7 @@ struct Slots {
   std::int32_t* length = nullptr;       // [slots] tokens whose KV is true
   std::int32_t* pending = nullptr;      // [slots] token to feed next
   std::int32_t* block_table = nullptr;  // [slots, max_blocks]
-  int slots = 0, max_blocks = 0;
+  int slots = 0, max_blocks = 0;        // the last slot may be scrap, for what pads a step
 };
 
 // One step as the host describes it, before the device resolves it. Host arrays at fixed addresses;

@@ -44,9 +44,10 @@ StepSlices StepSlices::plan(const StepLimits& limits, Layout& layout) {
   s.slot = layout.add("step.slot", DType::i32, {sequences});
   s.cu_logits = layout.add("step.cu_logits", DType::i32, {sequences + 1});
   s.logits_row = layout.add("step.logits_row", DType::i32, {limits.logits_rows});
-  s.length = layout.add("slots.length", DType::i32, {sequences});
-  s.pending = layout.add("slots.pending", DType::i32, {sequences});
-  s.block_table = layout.add("slots.block_table", DType::i32, {sequences, limits.max_blocks});
+  const std::int64_t slots = sequences + 1;  // one more for what pads a step; its table is zeros
+  s.length = layout.add("slots.length", DType::i32, {slots});
+  s.pending = layout.add("slots.pending", DType::i32, {slots});
+  s.block_table = layout.add("slots.block_table", DType::i32, {slots, limits.max_blocks});
   return s;
 }
 
@@ -111,6 +112,23 @@ Batch make_batch(const Schedule& schedule, const StepLimits& limits, const StepI
     ++batch.copies;
   }
   return batch;
+}
+
+bool is_even(const Batch& batch) {
+  return batch.rows == batch.sequences && batch.rows == batch.logits_rows;
+}
+
+Batch padded(const Batch& batch, int rows, const Slots& slots) {
+  MM_CHECK(is_even(batch) && rows >= batch.rows, "batch", "cannot be padded to ", rows, " rows");
+  Batch all = batch;
+  all.rows = all.sequences = all.logits_rows = rows;
+  for (int r = batch.rows; r < rows; ++r) {
+    all.input.row_id[r] = all.input.start[r] = 0;
+    all.input.slot[r] = slots.slots - 1;
+    all.input.logits_row[r] = r;
+    all.input.cu_rows[r + 1] = all.input.cu_logits[r + 1] = r + 1;
+  }
+  return all;
 }
 
 }  // namespace mmengine

@@ -26,6 +26,12 @@ struct Batch {
   StepInput input;
 };
 
+// Whether each sequence has one row and one of logits.
+bool is_even(const Batch& batch);
+// The same and sequences of one row behind it, `rows` in all: token 0 of the scrap slot, the last
+// one, whose blocks are all the scrap block. What belongs to the others does not change by it.
+Batch padded(const Batch& batch, int rows, const Slots& slots);
+
 // Fills `input` from the schedule. The id that the host does not know becomes "the slot's pending
 // token".
 Batch make_batch(const Schedule& schedule, const StepLimits& limits, const StepInput& input);

@@ -66,6 +66,10 @@ Rank::Rank(const Plan& plan, const ModelConfig& config, const Checkpoint& checkp
                                  1.0f / std::sqrt(static_cast<float>(config.head_dim))};
   decoder_ = std::make_unique<Decoder>(*backend_, config, *weights_, constants,
                                        layer_views(plan, device_), plan.layer.bind(device_));
+  graphs_ = std::make_unique<GraphCache>(*backend_, plan.limits.sequences, [&](int rows) {
+    step_.rows = step_.sequences = step_.logits_rows = rows;
+    pass();
+  });
 }
 
 StepInput Rank::upload(const Batch& batch) {
@@ -83,16 +87,31 @@ StepInput Rank::upload(const Batch& batch) {
   return input_;
 }
 
-void Rank::forward(const Batch& batch) {
+void Rank::set_shapes(const Batch& batch) {
   step_.rows = batch.rows;
   step_.sequences = batch.sequences;
   step_.logits_rows = batch.logits_rows;
   step_.table_updates = batch.table_updates;
-  const StepInput input = upload(batch);
+}
+
+void Rank::pass() {
+  decoder_->forward(step_);
+  if (step_.logits_rows > 0) decoder_->logits(step_, logits_.rows(step_.logits_rows));
+}
+
+void Rank::forward(const Batch& batch) {
+  const int rows = is_even(batch) ? graphs_->padded(batch.rows) : 0;
+  const Batch all = rows > 0 ? padded(batch, rows, slots_) : batch;
+  set_shapes(all);
+  const StepInput input = upload(all);
   if (batch.copies > 0) decoder_->copy_blocks(input.copy, batch.copies);
   backend_->begin({input, slots_, step_});
-  decoder_->forward(step_);
-  if (batch.logits_rows > 0) decoder_->logits(step_, logits_.rows(batch.logits_rows));
+  if (rows > 0) {
+    graphs_->replay(rows);
+  } else {
+    pass();
+  }
+  set_shapes(batch);  // nobody samples what pads it
 }
 
 void Rank::sample(const Batch& batch, const SampleInput& input, const SampleOutput& out) {

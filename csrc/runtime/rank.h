@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "runtime/graph_cache.h"
 #include "runtime/plan.h"
 
 namespace mmengine {
@@ -25,12 +26,15 @@ class Rank {
 
  private:
   StepInput upload(const Batch& batch);
+  void set_shapes(const Batch& batch);  // of step_
+  void pass();                          // of step_, up to the logits
 
   std::unique_ptr<Backend> backend_;
   Arena device_;
   std::unique_ptr<Weights> weights_;
   std::unique_ptr<Decoder> decoder_;
-  Step step_;  // fixed addresses; launch shapes of the last forward
+  std::unique_ptr<GraphCache> graphs_;  // of pass
+  Step step_;  // fixed addresses; launch shapes of what is put on the device next
   Slots slots_;
   StepInput input_;
   SampleOutput output_;

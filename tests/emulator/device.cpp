@@ -45,4 +45,23 @@ void clear_device(void* device, std::size_t bytes, Stream stream) {
 
 void wait_for(Stream) {}
 
+Graph capture(Stream stream, const std::function<void()>& work) {
+  auto graph = std::make_unique<CUgraphExec_st>();
+  stream->captured = &graph->work;
+  try {
+    work();
+  } catch (...) {
+    stream->captured = nullptr;
+    throw;
+  }
+  stream->captured = nullptr;
+  return graph.release();
+}
+
+void replay(Graph graph, Stream) {
+  for (const auto& work : graph->work) work();
+}
+
+void destroy_graph(Graph graph) { std::unique_ptr<CUgraphExec_st>(graph).reset(); }
+
 }  // namespace mmengine::cuda

@@ -7,6 +7,10 @@
 
 #include "kernels/cuda/launch.h"
 
+struct CUgraphExec_st {
+  std::vector<std::function<void()>> work;
+};
+
 struct CUstream_st {
   std::vector<std::function<void()>>* captured = nullptr;
 };

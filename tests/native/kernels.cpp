@@ -2,6 +2,7 @@
 // kernels that have no stage of their own.
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 #include <utility>
 
 #include "backend/cuda_device.h"
@@ -10,6 +11,7 @@
 #include "kernels/cpu/launch.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/ref/launch.h"
+#include "runtime/graph_cache.h"
 #include "test_backend.h"
 
 namespace py = pybind11;
@@ -122,12 +124,62 @@ class TestPool {
   ThreadPool pool_;
 };
 
+// A GraphCache of up to `most` rows whose pass is `accept`: the rows of its passes, what 0 ..
+// most + 1 rows are padded to, and the lengths of the slots when it was made and after a replay of
+// three rows for each of two sets of positions.
+py::tuple graph_cache(const std::string& device, int most) {
+  BackendOptions options;
+  if (device == "cuda") options.kind = BackendKind::cuda;
+  const std::unique_ptr<Backend> backend = make_backend(options);
+  using Row = std::vector<std::int32_t>;
+  const auto count = static_cast<std::size_t>(most) + 1, bytes = count * sizeof(std::int32_t);
+  const Buffer positions = backend->allocate(bytes), cu_rows = backend->allocate(bytes),
+               slot = backend->allocate(bytes), cu_logits = backend->allocate(bytes),
+               length = backend->allocate(bytes);
+  Row ascending(count);
+  std::iota(ascending.begin(), ascending.end(), 0);
+  backend->upload(cu_rows.data(), ascending.data(), bytes);
+  backend->upload(slot.data(), ascending.data(), bytes);
+  Step step;
+  step.positions = static_cast<std::int32_t*>(positions.data());
+  step.cu_rows = static_cast<std::int32_t*>(cu_rows.data());
+  step.slot = static_cast<std::int32_t*>(slot.data());
+  step.cu_logits = static_cast<std::int32_t*>(cu_logits.data());
+  Slots slots;
+  slots.length = static_cast<std::int32_t*>(length.data());
+  slots.slots = most;
+
+  Row passes, padded;
+  const GraphCache graphs(*backend, most, [&](int rows) {
+    passes.push_back(rows);
+    step.rows = step.sequences = rows;
+    backend->accept({step, nullptr, slots});
+  });
+  for (int rows = 0; rows <= most + 1; ++rows) padded.push_back(graphs.padded(rows));
+  std::vector<Row> lengths;
+  const auto note = [&] {
+    Row now(count);
+    backend->download(now.data(), length.data(), bytes);
+    lengths.push_back(now);
+  };
+  note();
+  for (int first = 10; first <= 20 && graphs.padded(3) > 0; first += 10) {
+    Row values(count);
+    std::iota(values.begin(), values.end(), first);
+    backend->upload(positions.data(), values.data(), bytes);
+    graphs.replay(graphs.padded(3));
+    note();
+  }
+  return py::make_tuple(passes, padded, lengths);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(MM_MODULE, m) {
   register_errors(m);
   m.def("backends", &backends);
   m.def("exp", &exp_of);
+  m.def("graph_cache", &graph_cache);
   m.def("quantise", &quantise);
   m.def("uniform", &ref::uniform);
   m.def("available_processors", &available_processors);
