@@ -121,9 +121,11 @@ class Backend {
   virtual std::int64_t available_bytes() const { return available_memory_bytes(); }
   virtual void set_scratch(TensorView scratch) = 0;  // traits().scratch_bytes(...) bytes
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
-  // Waits until all ops before it are done, and throws what they found wrong where an op returns
-  // before it is done.
+  // `host` may be read after wait.
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;
+  // Until all ops before it are done; throws what they found wrong where an op returns before it is
+  // done.
+  virtual void wait() {}
   // The ops that `ops` calls, recorded and not done; null, and nothing is called, where doing them
   // again would be no cheaper than calling them. Not sample, whose lists are the host's.
   virtual std::unique_ptr<Captured> capture(const std::function<void()>& /*ops*/) {
@@ -132,8 +134,9 @@ class Backend {
   // Bytes per second at which all threads together read memory no cache holds, in the better of the
   // orders in which they can ask for it; about a second.
   virtual double measure_read_bandwidth() = 0;
-  // Floating point operations per second of all threads together, multiply-adds of f32 in registers
-  // counted twice; a fraction of a second.
+  // Floating point operations per second of all threads together, multiply-adds in registers
+  // counted twice: of f32, on cuda of f16 by the matrix instruction that products use; a fraction
+  // of a second.
   virtual double measure_multiply_peak() = 0;
   // The same of products of 8-bit integers that are summed up.
   virtual double measure_int8_peak() = 0;

@@ -1,5 +1,5 @@
-// Stages composed of kernels on one stream. An op returns once it has been put there; download
-// waits for all of them and throws what they found wrong.
+// Stages composed of kernels on one stream. An op returns once it has been put there; wait is for
+// all of them and throws what they found wrong.
 #include "backend/cuda_backend.h"
 
 #include <algorithm>
@@ -51,12 +51,17 @@ class CudaBackend final : public Backend {
   void set_scratch(TensorView scratch) override { scratch_ = scratch; }
   void upload(void* device, const void* host, std::size_t bytes) override;
   void download(void* host, const void* device, std::size_t bytes) override;
+  void wait() override;
   std::unique_ptr<Captured> capture(const std::function<void()>& ops) override {
     return std::make_unique<CudaCaptured>(stream_, ops);
   }
   double measure_read_bandwidth() override;
-  double measure_multiply_peak() override { return measure_peak(cuda::measure_multiply); }
-  double measure_int8_peak() override { return measure_peak(cuda::measure_multiply_int8); }
+  double measure_multiply_peak() override {
+    return measure_peak(cuda::measure_multiply, cuda::kOpsOfMatrixLoop);
+  }
+  double measure_int8_peak() override {
+    return measure_peak(cuda::measure_multiply_int8, cuda::kOpsOfInt8Loop);
+  }
 
  private:
   Weight do_pack(const HostWeight&, const WeightSpec&, TensorView) override;
@@ -72,13 +77,13 @@ class CudaBackend final : public Backend {
   void do_accept(const AcceptParams&) override;
 
   using Probe = void(std::int64_t loops, void* out, int blocks, cuda::Stream stream);
-  double measure_peak(Probe* probe);
+  double measure_peak(Probe* probe, int ops_of_loop);
   int blocks_of_probes() const { return 8 * facts_.multiprocessors; }  // all that fit at once
   CudaScratch scratch(const WeightSpec& product, std::int64_t rows, std::int64_t columns) const;
   void multiply(TensorView x, const float* x_scale, const Weight& weight,
                 cuda::GemmEpilogue epilogue, TensorView out, const CudaScratch& scratch);
   std::byte* next_image(std::size_t bytes);
-  void wait();
+  void drain();
 
   cuda::DeviceFacts facts_;
   ThreadPool pool_;
@@ -113,8 +118,11 @@ void CudaBackend::upload(void* device, const void* host, std::size_t bytes) {
 
 void CudaBackend::download(void* host, const void* device, std::size_t bytes) {
   cuda::copy_to_host(host, device, bytes, stream_);
+}
+
+void CudaBackend::wait() {
   cuda::copy_to_host(fault_image_.data(), fault_.data(), sizeof(cuda::Fault), stream_);
-  wait();
+  drain();
   const cuda::Fault found = *fault_of(fault_image_);
   if (found.count == 0) return;
   cuda::clear_device(fault_.data(), sizeof(cuda::Fault), stream_);
@@ -246,12 +254,12 @@ void CudaBackend::do_sample(const SampleParams& p) {
 
 // Pinned memory that the stream does not read any more.
 std::byte* CudaBackend::next_image(std::size_t bytes) {
-  if (unread_images_ == kImages) wait();
+  if (unread_images_ == kImages) drain();
   Buffer& image = images_[next_image_];
   next_image_ = (next_image_ + 1) % kImages;
   ++unread_images_;
   if (image.bytes() < bytes) {
-    wait();
+    drain();
     image = {};
     image = cuda::allocate_pinned(std::bit_ceil(bytes));
     ++unread_images_;
@@ -259,7 +267,7 @@ std::byte* CudaBackend::next_image(std::size_t bytes) {
   return static_cast<std::byte*>(image.data());
 }
 
-void CudaBackend::wait() {
+void CudaBackend::drain() {
   cuda::wait_for(stream_);
   unread_images_ = 0;
 }
@@ -283,13 +291,13 @@ double CudaBackend::measure_read_bandwidth() {
   return shares_per_s * static_cast<double>(bytes) / kShares;
 }
 
-double CudaBackend::measure_peak(Probe* probe) {
+double CudaBackend::measure_peak(Probe* probe, int ops_of_loop) {
   const Buffer out = cuda::allocate_device(4);
   const double loops_per_s = best_rate([&](std::int64_t loops) {
     probe(loops, out.data(), blocks_of_probes(), stream_);
     cuda::wait_for(stream_);
   });
-  return loops_per_s * cuda::kOpsOfProbeLoop * blocks_of_probes();
+  return loops_per_s * ops_of_loop * blocks_of_probes();
 }
 
 }  // namespace

@@ -61,7 +61,8 @@ CudaSampleImage::CudaSampleImage(const SampleInput& input, int rows, std::int64_
 }
 
 std::size_t CudaSampleImage::most_device_bytes(const StepLimits& limits, std::int64_t vocab) {
-  constexpr std::int64_t kBias = 1024, kBans = 2048;  // of a sequence; the API takes 1024 of each
+  // Of a sequence: the API takes 1024 of each, and stop ids of the model are banned as well.
+  constexpr std::int64_t kBias = 1024, kBans = 2048;
   const std::int64_t sequences = limits.sequences;
   Counts counts;
   counts.rows = limits.logits_rows;

@@ -104,8 +104,7 @@ struct Slots {
   int slots = 0, max_blocks = 0;        // the last slot may be scrap, for what pads a step
 };
 
-// One step as the host describes it, before the device resolves it. Host arrays at fixed addresses;
-// one copy of the used prefix uploads them.
+// One step as the host describes it, before the device resolves it. Host arrays at fixed addresses.
 struct StepInput {
   std::int32_t* row_id = nullptr;        // [R] >= 0: the id; -1: the slot's pending token
   std::int32_t* cu_rows = nullptr;       // [S+1] rows of sequence s: [cu_rows[s], cu_rows[s+1])

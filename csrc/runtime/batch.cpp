@@ -16,15 +16,15 @@ std::int64_t max_table_updates(const StepLimits& limits) {
 StepInputSlices StepInputSlices::plan(const StepLimits& limits, Layout& layout) {
   const std::int64_t rows = limits.rows, sequences = limits.sequences;
   StepInputSlices s;
-  s.row_id = layout.add("step_input.row_id", DType::i32, {rows});
   s.cu_rows = layout.add("step_input.cu_rows", DType::i32, {sequences + 1});
   s.slot = layout.add("step_input.slot", DType::i32, {sequences});
   s.start = layout.add("step_input.start", DType::i32, {sequences});
   s.cu_logits = layout.add("step_input.cu_logits", DType::i32, {sequences + 1});
+  s.copy = layout.add("step_input.copy", DType::i32, {sequences, 2});
   s.logits_row = layout.add("step_input.logits_row", DType::i32, {limits.logits_rows});
+  s.row_id = layout.add("step_input.row_id", DType::i32, {rows});
   s.table_update =
       layout.add("step_input.table_update", DType::i32, {max_table_updates(limits), 3});
-  s.copy = layout.add("step_input.copy", DType::i32, {sequences, 2});
   return s;
 }
 

@@ -7,6 +7,8 @@
 
 namespace mmengine {
 
+// From cu_rows to row_id, which are copied at once as far as they are used, then table_update, of
+// which most steps use nothing.
 struct StepInputSlices {
   static StepInputSlices plan(const StepLimits& limits, Layout& layout);
   StepInput bind(const Arena& arena) const;

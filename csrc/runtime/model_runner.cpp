@@ -24,8 +24,9 @@ const StepResult& ModelRunner::collect(bool with_logits) {
   result_.cu_logits = batch_.input.cu_logits;
   result_.logits = with_logits ? logits_ : nullptr;
   rank_->download_kv_saturated(kv_saturated_);
-  result_.kv_saturated = *kv_saturated_;
   if (with_logits) rank_->download_logits(batch_, logits_);
+  rank_->backend().wait();
+  result_.kv_saturated = *kv_saturated_;
   return result_;
 }
 

@@ -73,17 +73,12 @@ Rank::Rank(const Plan& plan, const ModelConfig& config, const Checkpoint& checkp
 }
 
 StepInput Rank::upload(const Batch& batch) {
-  const auto copy = [&](std::int32_t* to, const std::int32_t* from, int count) {
-    backend_->upload(to, from, static_cast<std::size_t>(count) * sizeof(std::int32_t));
+  const auto copy = [&](std::int32_t* to, const std::int32_t* begin, const std::int32_t* end) {
+    backend_->upload(to, begin, static_cast<std::size_t>(end - begin) * sizeof(*begin));
   };
-  copy(input_.row_id, batch.input.row_id, batch.rows);
-  copy(input_.cu_rows, batch.input.cu_rows, batch.sequences + 1);
-  copy(input_.slot, batch.input.slot, batch.sequences);
-  copy(input_.start, batch.input.start, batch.sequences);
-  copy(input_.cu_logits, batch.input.cu_logits, batch.sequences + 1);
-  copy(input_.logits_row, batch.input.logits_row, batch.logits_rows);
-  copy(input_.table_update, batch.input.table_update, 3 * batch.table_updates);
-  copy(input_.copy, batch.input.copy, 2 * batch.copies);
+  const StepInput& from = batch.input;
+  copy(input_.cu_rows, from.cu_rows, from.row_id + batch.rows);  // all that lies between them
+  copy(input_.table_update, from.table_update, from.table_update + 3 * batch.table_updates);
   return input_;
 }
 

@@ -17,7 +17,8 @@ class Rank {
        std::unique_ptr<Backend> backend, const LoadOptions& options);
 
   void forward(const Batch& batch);  // up to the logits
-  // Samples and accepts the rows of the last forward; `out` is host memory.
+  // What follows writes to host memory, which may be read after the backend's wait.
+  // Samples and accepts the rows of the last forward.
   void sample(const Batch& batch, const SampleInput& input, const SampleOutput& out);
   void download_logits(const Batch& batch, float* host);  // of the last forward, [E, vocab]
   void download_kv_saturated(std::int64_t* host);         // of all steps so far

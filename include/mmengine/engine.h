@@ -43,7 +43,8 @@ class MM_EXPORT Engine {
   // (checked).
   double measure_read_bandwidth();
   // Floating point operations per second that its threads reach in registers, a multiply-add
-  // counted as two; takes a fraction of a second. Called like measure_read_bandwidth.
+  // counted as two: of f32, on cuda of f16 by the matrix instruction that products use. Takes a
+  // fraction of a second. Called like measure_read_bandwidth.
   double measure_multiply_peak();
   // The same of products of 8-bit integers that are summed up: the limit of int8 and int4 weights.
   double measure_int8_peak();

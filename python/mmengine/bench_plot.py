@@ -71,7 +71,7 @@ def _draw_roofs(axes: Any, result: Bench, lowest: float, highest: float) -> None
     """The read bandwidth rises to the higher peak; the peaks are level from where it meets them."""
     machine = result.machine
     peaks = {
-        f"f32, {machine.flops_per_s / 1e9:.0f} GFLOPS": machine.flops_per_s,
+        f"floats, {machine.flops_per_s / 1e9:.0f} GFLOPS": machine.flops_per_s,
         f"int8, {machine.int8_ops_per_s / 1e9:.0f} GOPS": machine.int8_ops_per_s,
     }
     memory = machine.read_bytes_per_s

@@ -95,7 +95,7 @@ def _print_bench(console: Console, result: Bench, engine: Engine) -> None:
     console.print(
         f"Medians; spread is (slowest - fastest) / median; limit is the share of what this machine "
         f"was measured to allow: by memory, {machine.read_bytes_per_s / 1e9:.1f} GB/s, or "
-        f"multiply, {machine.flops_per_s / 1e9:.0f} GFLOPS of f32 and "
+        f"multiply, {machine.flops_per_s / 1e9:.0f} GFLOPS of floats and "
         f"{machine.int8_ops_per_s / 1e9:.0f} GOPS of int8, whichever is less."
     )
     rows = zip(result.rows, result.bounds, strict=True)

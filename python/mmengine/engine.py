@@ -113,7 +113,8 @@ class Engine:
             "synthetic:NAME", random weights of a model's shapes, the same every time, for token
             ids: NAME is "mistral-medium-3.5", "llama-3.2-1b" or a file like params.json, each also
             with ",layers=N".
-        device: "auto", "cpu", or "ref" (slow: the specification of the others).
+        device: "auto" (cpu), "cpu", "cuda" or "cuda:N" (a Hopper GPU, in a build with CUDA; weights
+            of bf16 and fp8), or "ref" (slow: the specification of the others).
         weight_dtype: "auto" (as stored; f16 becomes f32), "f32", "bf16", "fp8" (e4m3 with one scale
             per row, weights only), "int8" (one f16 scale per 32 weights of a row) or "int4" (4-bit
             codes with an f16 scale and minimum per 32; embedding and head are int8). Beside int8
@@ -127,8 +128,8 @@ class Engine:
             prompt may wait alone. Beyond them a request is refused with OverloadedError; submit()
             of more answers than max_waiting with RequestError.
         prefill_chunk: most prompt tokens computed in one step; None = 256.
-        kv_blocks: size of the KV pool in blocks of 32 tokens; None = at most a quarter of what
-            the weights leave of the memory.
+        kv_blocks: size of the KV pool in blocks of 32 tokens, on cuda of 64; None = at most a
+            quarter of what the weights leave of the memory.
         threads: None = the processors this process may use.
         seed: of requests without a seed; None = from the system.
         progress: False = no bar; None = a bar when stderr is a terminal.
@@ -400,7 +401,8 @@ class Engine:
     def measure_multiply_peak(self) -> float:
         """Operations per second that this engine's threads reach in registers, measured now.
 
-        Of f32; a multiply-add counts as two.
+        Of f32, on cuda of f16 by the matrix instruction that products use; a multiply-add counts
+        as two.
         """
         return self._driver.call(self._core.measure_multiply_peak)
 

@@ -2,7 +2,7 @@
 multiply peaks, whichever takes longer. The rates are measured by the engine; the work is what the
 model's shape says: weights read once, KV read or written once, 2 operations for each parameter of
 the linears, 4 x heads x head_dim for each position that attention reads. Linears of int8 and int4
-weights multiply 8-bit integers; attention is f32 always, and both share the multiply units.
+weights multiply 8-bit integers; attention multiplies floats; both share the multiply units.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INTEGER_WEIGHTS = ("int8", "int4")
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Bytes that must be moved, operations of f32 and of 8-bit integers that must be done."""
+    """Bytes that must be moved, operations of floats and of 8-bit integers that must be done."""
 
     bytes: float
     flops: float
@@ -34,7 +34,7 @@ class Work:
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What all threads of an engine reach together: bytes per second, and operations per second of
-    f32 and of 8-bit integers, a multiply-add counted as two."""
+    floats and of 8-bit integers, a multiply-add counted as two."""
 
     read_bytes_per_s: float
     flops_per_s: float

@@ -97,7 +97,9 @@ MODEL = Setting(
 
 # Options of the Engine; the names are those of its arguments.
 ENGINE_SETTINGS = (
-    Setting("device", str, "auto, cpu, or ref, the slow specification (default auto)"),
+    Setting(
+        "device", str, "auto, cpu, cuda or cuda:N, or ref, the slow specification (default auto)"
+    ),
     Setting(
         "weight_dtype",
         str,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from mmengine import _testing_cuda_gemm as native
@@ -26,6 +29,17 @@ def test_stages_fit_shared_memory(fmt: str, terms: int, columns: int) -> None:
     assert blocks == (2 if columns <= 32 else 1)
     # 29 KB under way on each multiprocessor keep memory busy.
     assert blocks * tile["stages"] * 16384 >= 29e3
+
+
+@pytest.mark.parametrize("fmt", ["fp8", "bf16"])
+def test_budgets_are_what_kernels_are_launched_with(fmt: str) -> None:
+    source = Path(__file__).parents[2] / "csrc" / "kernels" / "cuda" / f"gemm_{fmt}.cu"
+    line = r"budget: \w+<(?:(\d), )?(\d+)> \d+ registers (\d+) shared"
+    budgets = re.findall(line, source.read_text(encoding="utf-8"))
+    assert len(budgets) == {"fp8": 10, "bf16": 5}[fmt]
+    for terms, columns, shared in budgets:
+        tile = native.gemm_tile(fmt, int(terms or 2), int(columns))
+        assert tile["shared_bytes"] == int(shared)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@
 #include <iterator>
 #include <string>
 
-#include "backend/device_facts.h"
+#include "backend/cuda_device.h"
 #include "bindings/errors.h"
 #include "emulator/machine.h"
 #include "emulator/probes.h"
-#include "emulator/stream.h"
 #include "test_backend.h"
 
 namespace py = pybind11;
@@ -34,14 +33,16 @@ void set_order(const std::string& order, std::uint64_t seed, int multiprocessors
 
 // Captured, then replayed so many times.
 void reverse_captured(const Array<float>& x, Array<float>& out, int replays) {
-  std::vector<std::function<void()>> work;
-  CUstream_st stream{&work};
+  const cuda::Stream stream = cuda::make_stream();
   const int blocks = static_cast<int>(x.size() / 128);
-  probes::run_reverse(true, blocks, x.data(), out.mutable_data(), &stream);
-  probes::run_reverse(true, blocks, out.data(), out.mutable_data(), &stream);
-  for (int i = 0; i < replays; ++i) {
-    for (const auto& item : work) item();
-  }
+  const cuda::Graph graph = cuda::capture(stream, [&] {
+    probes::run_reverse(true, blocks, x.data(), out.mutable_data(), stream);
+    probes::run_reverse(true, blocks, out.data(), out.mutable_data(), stream);
+  });
+  for (int i = 0; i < replays; ++i) cuda::replay(graph, stream);
+  cuda::wait_for(stream);
+  cuda::destroy_graph(graph);
+  cuda::destroy_stream(stream);
 }
 
 void check_device(int driver, int runtime, int count, int index, int major, int minor) {

@@ -26,6 +26,7 @@ class DeviceInts {  // memory of the backend
   std::vector<std::int32_t> host() const {
     std::vector<std::int32_t> values(count_);
     backend_->download(values.data(), data(), count_ * sizeof(std::int32_t));
+    backend_->wait();
     return values;
   }
 
@@ -51,7 +52,7 @@ class OpArrays {
     std::vector<std::uint8_t> image(copy.buffer.bytes(), kGuardByte);
     if (bytes > 0) std::memcpy(image.data() + lead, host, bytes);
     backend_.upload(copy.buffer.data(), image.data(), image.size());
-    backend_.download(nullptr, nullptr, 0);  // `image` ends here
+    backend_.wait();  // `image` ends here
     copies_.push_back(std::move(copy));
     return reinterpret_cast<T*>(static_cast<std::byte*>(copies_.back().buffer.data()) + lead);
   }
@@ -64,10 +65,11 @@ class OpArrays {
   }
 
   void bring_back() {
-    backend_.download(nullptr, nullptr, 0);
+    backend_.wait();
     for (const Copy& copy : copies_) {
       std::vector<std::uint8_t> image(copy.buffer.bytes());
       backend_.download(image.data(), copy.buffer.data(), image.size());
+      backend_.wait();
       for (std::size_t i = 0; i < image.size(); ++i) {
         if (i == copy.lead) i += copy.bytes;
         MM_CHECK(i >= image.size() || image[i] == kGuardByte, "guard", "wrote byte ",

@@ -160,6 +160,7 @@ py::tuple graph_cache(const std::string& device, int most) {
   const auto note = [&] {
     Row now(count);
     backend->download(now.data(), length.data(), bytes);
+    backend->wait();
     lengths.push_back(now);
   };
   note();

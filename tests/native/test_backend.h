@@ -79,6 +79,7 @@ struct Pool {  // blocks of one layer, filled with 0xff: NaN; behind them the co
   std::int64_t saturated() const {
     std::int64_t count = 0;
     backend->download(&count, view.saturated, sizeof count);
+    backend->wait();
     return count;
   }
 };
@@ -188,6 +189,7 @@ class TestBackend {
     packed->weight = backend_->pack(
         host, spec, {packed->buffer.data(), DType::u8, {static_cast<std::int64_t>(bytes)}, 1});
     backend_->download(image.data(), packed->buffer.data(), image.size());
+    backend_->wait();
     for (std::size_t i = bytes; i < bytes + guard; ++i) {
       MM_CHECK(image[i] == 0xa5, "pack", "wrote byte ", i, " of ", bytes);
     }
@@ -403,6 +405,7 @@ class TestBackend {
   py::array_t<std::uint8_t> read_blocks(const Pool& pool) {
     py::array_t<std::uint8_t> out({pool.blocks, static_cast<py::ssize_t>(pool.view.block_bytes)});
     backend_->download(out.mutable_data(), pool.view.data, static_cast<std::size_t>(out.size()));
+    backend_->wait();
     return out;
   }
 

@@ -225,7 +225,7 @@ def test_command(capsys, monkeypatch, tmp_path):
     assert "spread" in table
     text = " ".join(table.split())
     assert (
-        "by memory, 1.0 GB/s, or multiply, 2 GFLOPS of f32 and 8 GOPS of int8, whichever is less"
+        "by memory, 1.0 GB/s, or multiply, 2 GFLOPS of floats and 8 GOPS of int8, whichever is less"
         in text
     )
     assert "whole run: 2 requests of 128 in / 128 out: " in text

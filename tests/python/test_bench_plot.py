@@ -55,17 +55,17 @@ def test_points_and_roofs_are_the_numbers(tmp_path, monkeypatch):
     assert [x for x, _ in points] == pytest.approx([30.0, 0.3, 1.2])
     assert [y for _, y in points] == pytest.approx([3e10, 1.5e9, 3e9])
     roofs = [line.get_xydata() for line in axes.lines if len(line.get_xydata()) == 2]
-    memory, f32, int8 = roofs
+    memory, floats, int8 = roofs
     assert [y / x for x, y in memory] == pytest.approx([1e10, 1e10])
     assert tuple(memory[1]) == pytest.approx((40, 4e11))
-    assert tuple(f32[0]) == pytest.approx((10, 1e11))
+    assert tuple(floats[0]) == pytest.approx((10, 1e11))
     assert tuple(int8[0]) == pytest.approx((40, 4e11))
-    assert f32[1][1] == 1e11
+    assert floats[1][1] == 1e11
     assert int8[1][1] == 4e11
     texts = [text.get_text() for text in axes.texts]
     assert texts == [
         "memory, 10.0 GB/s",
-        "f32, 100 GFLOPS",
+        "floats, 100 GFLOPS",
         "int8, 400 GOPS",
         "prefill 100, batch 1: 50 %",
         "decode 100, batch 1: 50 %",

@@ -211,6 +211,7 @@ void decode(const AttentionArgs& args, Stream stream) {
   const std::int64_t splits = splits_of(std::int64_t{args.max_blocks} * kBlockTokens);
   const std::int64_t x =
       std::min(splits, std::max<std::int64_t>(1, (kMostBlocks + shares - 1) / shares));
+  static_assert(DecodeMemory<T, kHead>::kBytes <= 173088);  // the budget
   const Launch how{"attend_decode",
                    {static_cast<int>(x), args.num_kv_heads, args.sequences},
                    kThreads,

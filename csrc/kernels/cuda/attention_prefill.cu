@@ -219,6 +219,7 @@ void attend_prefill_kernel(AttentionArgs args) {
 template <class T, int kHead>
 void prefill(const AttentionArgs& args, int rows, Stream stream) {
   const int tiles = rows * args.heads_per_kv / kPrefillRows + args.sequences;
+  static_assert(kPrefillBytes<T, kHead> <= 200752);  // the budget
   launch(attend_prefill_kernel<T, kHead>,
          {"attend_prefill", {tiles, args.num_kv_heads}, kThreads, kPrefillBytes<T, kHead>, stream},
          args);

@@ -84,7 +84,8 @@ void logprobs(const SampleParams& p, Stream stream);
 // `out`: 4 bytes that are not written but might be.
 
 void measure_read(const void* data, std::size_t bytes, void* out, int blocks, Stream stream);
-constexpr int kOpsOfProbeLoop = 4096;  // of one loop of one block
+// Of one loop of one block.
+constexpr int kOpsOfMatrixLoop = 131072, kOpsOfInt8Loop = 4096;
 void measure_multiply(std::int64_t loops, void* out, int blocks, Stream stream);
 void measure_multiply_int8(std::int64_t loops, void* out, int blocks, Stream stream);
 

@@ -1,5 +1,6 @@
-// What the device can do, for speeds to be compared with: reading memory, multiply-adds of f32 and
-// products of 8-bit integers, each by whole warps with enough of them under way to hide latency.
+// What the device can do, for speeds to be compared with: reading memory, the matrix instruction of
+// the products, products of 8-bit integers, each by whole warps with enough of them under way to
+// hide latency.
 // Limits: 64 registers, no shared memory. Never run on a device.
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/launch.h"
@@ -9,7 +10,9 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kChains = 8;
-static_assert(kOpsOfProbeLoop == 2 * kChains * kThreads);
+static_assert(kOpsOfInt8Loop == 2 * kChains * kThreads);
+constexpr int kMatrixChains = 4;
+static_assert(kOpsOfMatrixLoop == kMatrixChains * 2 * 16 * 8 * 16 * (kThreads / 32));
 
 struct alignas(16) Chunk {
   std::uint32_t words[4];
@@ -35,17 +38,17 @@ void read_kernel(const Chunk* data, std::int64_t count, std::uint32_t never, std
   if (sum == never) *out = sum;
 }
 
-// budget: multiply_kernel 32 registers 0 shared; needs none
+// budget: multiply_kernel 64 registers 0 shared; needs HMMA
 MM_KERNEL(kThreads)
-void multiply_kernel(std::int64_t loops, float factor, float* out) {
-  float chains[kChains];
-  for (int j = 0; j < kChains; ++j) chains[j] = static_cast<float>(thread_index() + j);
+void multiply_kernel(std::int64_t loops, std::uint32_t pair, float* out) {
+  const std::uint32_t a[4] = {pair, pair, pair, pair}, b[2] = {pair, pair};
+  float chains[kMatrixChains][4] = {};
   for (std::int64_t i = 0; i < loops; ++i) {
 #pragma unroll
-    for (int j = 0; j < kChains; ++j) chains[j] = fmaf(chains[j], factor, 1.0f);
+    for (int j = 0; j < kMatrixChains; ++j) mma_f16(chains[j], a, b);
   }
   float sum = 0;
-  for (int j = 0; j < kChains; ++j) sum += chains[j];
+  for (int j = 0; j < kMatrixChains; ++j) sum += chains[j][0];
   if (sum < 0) *out = sum;
 }
 
@@ -74,7 +77,8 @@ void measure_read(const void* data, std::size_t bytes, void* out, int blocks, St
 }
 
 void measure_multiply(std::int64_t loops, void* out, int blocks, Stream stream) {
-  launch(multiply_kernel, {"measure_multiply_peak", {blocks}, kThreads, 0, stream}, loops, 0.5f,
+  constexpr std::uint32_t kPair = 0x14001400u;  // two f16 of 2^-10
+  launch(multiply_kernel, {"measure_multiply_peak", {blocks}, kThreads, 0, stream}, loops, kPair,
          static_cast<float*>(out));
 }
 

@@ -114,7 +114,7 @@ void sample_kernel(Sampling p) {
 }  // namespace
 
 void sample(const SampleParams& p, const ChangedLogits& changed, Stream stream) {
-  static_assert(sizeof(Work) <= 49472);
+  static_assert(sizeof(Work) <= 49472);  // the budget
   const std::int64_t n = p.logits.shape[1];
   float unit = 0x1p62f;
   for (std::int64_t i = n; i > 0; i /= 2) unit /= 2;
