@@ -251,7 +251,8 @@ def build(runner: Runner, folder: Path) -> str:
     for program in ("g++", "nvcc", "cmake", "ninja"):
         if not shutil.which(program, path=environment["PATH"]):
             raise NotRunError(f"{program} is missing")
-    settings = ["build-dir=build/gpu", "cmake.define.MM_TESTS=ON", "cmake.define.MM_CUDA=ON"]
+    settings = ["build-dir=build/gpu"]
+    settings += [f"cmake.define.{name}=ON" for name in ("MM_TESTS", "MM_CUDA", "MM_BENCH")]
     if shutil.which("ccache"):
         environment |= {"CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1"}
         launchers = ("CMAKE_CXX_COMPILER_LAUNCHER", "CMAKE_CUDA_COMPILER_LAUNCHER")
@@ -289,6 +290,20 @@ def sanitize(runner: Runner, python: Path, tool: str) -> str:
     return last[-1].strip("= ") if last else "no summary line"
 
 
+def agree(runner: Runner, python: Path) -> str:
+    """Logits of 2,000 positions beside those of the cpu, of the demo model where it is here."""
+    models = ("smollm2", "synthetic:llama-3.2-1b")
+    command = [python, ROOT / "tools" / "compare_devices.py", *models]
+    output = runner.run(command, 120, {"PIP_NO_INDEX": "1"})
+    return output.strip().splitlines()[-1]
+
+
+def bench_ops(runner: Runner) -> str:
+    """Products and attention of the 128B model, beside what the device was measured to do."""
+    program = ROOT / "build" / "gpu" / "bench_kernels"  # no part of the package
+    return "\n" + runner.run([program, "cuda"], 120).rstrip()
+
+
 def bench(runner: Runner, folder: Path) -> str:
     """Speed of a 1B-shaped model; the lines of mm-run bench follow the part's own."""
     options = ["-m", "synthetic:llama-3.2-1b", "--device", "cuda", "--weight-dtype", "fp8"]
@@ -317,6 +332,8 @@ def main(arguments: list[str] | None = None) -> int:
         runner.part("tests", lambda: kernel_tests(runner, python))
         for tool in SANITIZERS:
             runner.part(tool, partial(sanitize, runner, python, tool))
+        runner.part("agreement", lambda: agree(runner, python))
+        runner.part("ops", lambda: bench_ops(runner))
         runner.part("bench", lambda: bench(runner, folder))
     print(runner.table())
     return int(any(result.state != "passed" for result in runner.results))
