@@ -115,15 +115,16 @@ CpuForecast forecast_cpu(const std::string& directory, const EngineOptions& opti
   out.max_context = plan.limits.context_tokens;
   out.kv_dtype = kv_dtype(plan);
 
-  // What one sequence of the whole context would need: its blocks, which are a quarter of what the
-  // weights leave unless their number is given.
+  // What one sequence of the whole context would need: its blocks, for which the backend's share of
+  // what the weights leave is enough, unless their number is given.
   const std::int64_t context =
       options.max_context != 0 ? options.max_context : source.config.max_context;
   const std::int64_t one =
       (context + plan.kv.block_tokens - 1) / plan.kv.block_tokens * block_bytes;
   const std::int64_t beside = out.workspace_bytes + one + block_bytes;
+  const std::int64_t shared = signed_size(plan.kv_share.needed(static_cast<std::size_t>(one)));
   out.needed_bytes =
-      signed_size(plan.weights_end) + std::max(beside, options.kv_blocks != 0 ? 0 : 4 * one);
+      signed_size(plan.weights_end) + std::max(beside, options.kv_blocks != 0 ? 0 : shared);
   return out;
 }
 

@@ -15,6 +15,11 @@ class CudaTraits final : public BackendTraits {
   std::size_t packed_bytes(const WeightSpec&) const override;
   std::size_t kv_block_bytes(const KvSpec&) const override;
   std::size_t scratch_bytes(const ModelShape&, const StepLimits&, int threads) const override;
+  // All that is left but a GiB, for code, captured graphs and what others take meanwhile.
+  KvShare kv_share(std::size_t workspace) const override {
+    return {1, workspace + (std::size_t{1} << 30)};
+  }
+  int prefill_chunk() const override { return 2048; }
 };
 
 // What a stage needs of the scratch memory, in this order; null memory: only counted.

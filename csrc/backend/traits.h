@@ -2,6 +2,7 @@
 // Pure host code, compiled into every build. The backend's own packing uses these very functions.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 
 #include "kernels/params.h"
@@ -16,6 +17,12 @@ struct KvSpec {
   DType dtype = DType::bf16;
 };
 
+struct KvShare {  // one part of the memory that weights and `beside` leave
+  std::size_t parts = 1, beside = 0;
+  std::size_t of(std::size_t left) const { return (left - std::min(left, beside)) / parts; }
+  std::size_t needed(std::size_t kv) const { return beside + parts * kv; }  // beside the weights
+};
+
 class BackendTraits {
  public:
   virtual ~BackendTraits() = default;
@@ -23,6 +30,10 @@ class BackendTraits {
   virtual std::size_t packed_bytes(const WeightSpec&) const = 0;  // data, then scales
   virtual std::size_t kv_block_bytes(const KvSpec&) const = 0;    // of one layer
   virtual std::size_t scratch_bytes(const ModelShape&, const StepLimits&, int threads) const = 0;
+  // Of a KV cache that nobody gave a size; workspace: bytes of all else beside the weights. The
+  // system's memory is others', too.
+  virtual KvShare kv_share(std::size_t /*workspace*/) const { return {4, 0}; }
+  virtual int prefill_chunk() const { return 256; }  // rows, unless told
 };
 
 const BackendTraits& traits(BackendKind kind);

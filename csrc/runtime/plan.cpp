@@ -8,7 +8,6 @@ namespace mmengine {
 namespace {
 
 constexpr int kDefaultBatch = 16, kMaxBatch = 4096;
-constexpr int kDefaultChunk = 256;
 constexpr int kPromptLogitsRows = 64;  // rows of a step whose logits a caller may ask for
 
 int in_range(std::int64_t value, std::int64_t most, const char* option) {
@@ -45,6 +44,24 @@ void plan_steps(Plan& plan, const RopeConfig& rope, const BackendTraits& traits,
   plan.scratch = device.add("scratch", DType::u8, {static_cast<std::int64_t>(scratch)});
 }
 
+void set_limits(Plan& plan, int batch, std::int64_t context, const BackendTraits& traits) {
+  const std::int64_t wish = plan.options.prefill_chunk, block_tokens = plan.kv.block_tokens;
+  const std::int64_t chunk = wish == 0 ? traits.prefill_chunk() : wish;
+  plan.prefill_chunk = static_cast<int>(
+      std::min<std::int64_t>(in_range(chunk, std::int64_t{1} << 24, "prefill_chunk"), context));
+  plan.limits.rows = plan.prefill_chunk + batch;
+  plan.limits.sequences = batch;
+  plan.limits.logits_rows = batch + kPromptLogitsRows;
+  plan.limits.context_tokens = static_cast<int>(context);
+  plan.limits.max_blocks = static_cast<int>((context + block_tokens - 1) / block_tokens);
+}
+
+std::size_t workspace_bytes(Plan plan, const RopeConfig& rope, const BackendTraits& traits) {
+  Layout device;
+  plan_steps(plan, rope, traits, device);
+  return device.bytes();
+}
+
 }  // namespace
 
 Plan make_plan(const ModelConfig& config, const StoredWeights& stored, const PlanOptions& options) {
@@ -66,25 +83,27 @@ Plan make_plan(const ModelConfig& config, const StoredWeights& stored, const Pla
   if (weights > memory) misfit("the weights do not fit", weights);
 
   // Tokens first: the pool holds one sequence of the longest context, and max_batch of them if that
-  // is not more than a quarter of what the weights leave.
+  // is not more than its share of what the weights leave.
   const int batch =
       options.max_batch == 0 ? kDefaultBatch : in_range(options.max_batch, kMaxBatch, "max_batch");
   const std::int64_t block_tokens = plan.kv.block_tokens;
   const std::size_t block_bytes = plan.kv_layer_bytes * static_cast<std::size_t>(config.num_layers);
   const std::size_t left = memory - std::min(weights, memory);
-  const auto affordable = static_cast<std::int64_t>(left / 4 / block_bytes);
   std::int64_t context = config.max_context;
   if (options.max_context != 0) {
     context = in_range(options.max_context, config.max_context, "max_context");
   }
+  set_limits(plan, batch, context, backend);
+  plan.kv_share = backend.kv_share(workspace_bytes(plan, config.rope, backend));
   std::int64_t blocks = options.kv_blocks;
   if (blocks == 0) {
     const std::int64_t one = (context + block_tokens - 1) / block_tokens;
+    const auto affordable = static_cast<std::int64_t>(plan.kv_share.of(left) / block_bytes);
     blocks = std::min(one * batch, std::max<std::int64_t>(affordable, 1));
     if (blocks < one && options.max_context != 0) {
-      misfit(str("the KV cache of max_context = ", context,
-                 " tokens does not fit into a quarter of the memory beside the weights"),
-             weights + 4 * static_cast<std::size_t>(one) * block_bytes);
+      misfit(str("the KV cache of max_context = ", context, " tokens does not fit into ",
+                 plan.kv_share.parts == 4 ? "a quarter of " : "", "the memory beside the weights"),
+             weights + plan.kv_share.needed(static_cast<std::size_t>(one) * block_bytes));
     }
   }
   plan.num_blocks = in_range(blocks, std::int64_t{1} << 30, "kv_blocks");
@@ -92,16 +111,7 @@ Plan make_plan(const ModelConfig& config, const StoredWeights& stored, const Pla
     fail(ErrorCode::usage, "max_context", "a pool of ", blocks, " blocks of ", block_tokens,
          " tokens cannot hold ", context, " tokens");
   }
-  context = std::min(context, blocks * block_tokens);
-
-  const std::int64_t chunk = options.prefill_chunk == 0 ? kDefaultChunk : options.prefill_chunk;
-  plan.prefill_chunk = static_cast<int>(
-      std::min<std::int64_t>(in_range(chunk, std::int64_t{1} << 24, "prefill_chunk"), context));
-  plan.limits.rows = plan.prefill_chunk + batch;
-  plan.limits.sequences = batch;
-  plan.limits.logits_rows = batch + kPromptLogitsRows;
-  plan.limits.context_tokens = static_cast<int>(context);
-  plan.limits.max_blocks = static_cast<int>((context + block_tokens - 1) / block_tokens);
+  set_limits(plan, batch, std::min(context, blocks * block_tokens), backend);
 
   plan_steps(plan, config.rope, backend, plan.device);
   const auto pool = static_cast<std::int64_t>(plan.kv_layer_bytes) * (plan.num_blocks + 1);

@@ -20,7 +20,7 @@ struct PlanOptions {
   KvDtype kv_dtype = KvDtype::automatic;
   std::int64_t max_context = 0;  // 0 = as many tokens as fit, at most the model's
   int max_batch = 0, prefill_chunk = 0;
-  std::int64_t kv_blocks = 0;     // 0 = at most a quarter of what the weights leave
+  std::int64_t kv_blocks = 0;     // 0 = at most the backend's kv_share
   std::int64_t memory_bytes = 0;  // what may be used
 };
 
@@ -36,6 +36,7 @@ struct Plan {
   StepLimits limits;  // context_tokens: the longest sequence, prompt and answer
   int prefill_chunk = 0;
   KvSpec kv;
+  KvShare kv_share;
   int num_blocks = 0;  // without the scrap block
   Layout device, host;
 

@@ -30,7 +30,7 @@ struct EngineOptions {
   int max_batch = 0;                    // sequences running at once; 0 = 16
   int max_waiting = 0;                  // requests that have not begun; 0 = 16384
   std::int64_t max_waiting_tokens = 0;  // their prompts' tokens together; 0 = no limit
-  int prefill_chunk = 0;                // most prompt tokens computed in one step; 0 = 256
+  int prefill_chunk = 0;                // most prompt tokens of one step; 0 = 256, cuda 2048
   std::int64_t kv_blocks = 0;           // size of the KV pool; 0 = the plan's choice
   std::int64_t memory_bytes = 0;        // what may be used; 0 = what is available now
   int threads = 0;                      // 0 = the processors this process may use

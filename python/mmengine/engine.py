@@ -127,9 +127,9 @@ class Engine:
             max_waiting_tokens: the tokens of their prompts together, None = no limit; a longer
             prompt may wait alone. Beyond them a request is refused with OverloadedError; submit()
             of more answers than max_waiting with RequestError.
-        prefill_chunk: most prompt tokens computed in one step; None = 256.
+        prefill_chunk: most prompt tokens computed in one step; None = 256, on cuda 2048.
         kv_blocks: size of the KV pool in blocks of 32 tokens, on cuda of 64; None = at most a
-            quarter of what the weights leave of the memory.
+            quarter of what the weights leave of the memory, on cuda all of it but 1 GiB.
         threads: None = the processors this process may use.
         seed: of requests without a seed; None = from the system.
         progress: False = no bar; None = a bar when stderr is a terminal.

@@ -10,6 +10,7 @@ import pytest
 from make_tiny_model import make_tiny_model
 
 import mmengine
+from mmengine import _core
 from mmengine.cli import main
 from mmengine.plan_memory import Wish, gpu_workspace_bytes
 from mmengine.sizes import gib, parse_bytes
@@ -104,6 +105,25 @@ def test_workspace_lies_in_the_span_that_was_seen(directory):
         for text_only in (False, True):
             wish = Wish("cuda", "auto", "bf16", text_only=text_only, devices=devices)
             assert 2.5 * GIB <= gpu_workspace_bytes(counted, wish) <= 4 * GIB
+
+
+@pytest.mark.parametrize(("kv_dtype", "token_bytes"), [("bf16", 360_448), ("fp8", 180_224)])
+def test_an_engine_on_a_gpu_takes_no_more_than_the_plan(kv_dtype, token_bytes):
+    model, memory = "synthetic:mistral-medium-3.5", parse_bytes("device_memory", H200)
+    plan = mmengine.plan(
+        model, device="cuda", device_memory=memory, kv_dtype=kv_dtype, text_only=True
+    )
+    options = _core.EngineOptions()
+    options.device, options.memory_bytes = "cuda", memory
+    options.kv_dtype = {"bf16": _core.KvDtype.bf16, "fp8": _core.KvDtype.fp8}[kv_dtype]
+    engine = _core.forecast_cpu(model, options)
+    weights, workspace = engine["resident_bytes"], engine["workspace_bytes"]
+    assert weights == pytest.approx(plan.weights_bytes_per_device, rel=0.01)
+    # All that is left but a GiB, and the context is at least the formula's.
+    left = memory - GIB - weights - workspace - engine["kv_bytes"]
+    assert abs(left) < 0.01 * memory
+    assert plan.max_context <= engine["max_context"] <= 1.2 * plan.max_context
+    assert engine["kv_bytes"] == (engine["kv_blocks"] + 1) * 64 * token_bytes
 
 
 def test_eagle_head(directory, eagle):
